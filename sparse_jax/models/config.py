@@ -1,0 +1,151 @@
+"""What a Llama is (`LlamaConfig`) and how it is computed (`Compute`)."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from sparse_jax.types import InputError
+
+RopeKind = Literal["default", "linear", "dynamic", "llama3"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeConfig:
+    """Rotary position embedding; Hugging Face names in brackets where they differ.
+
+    Attributes:
+      kind: default; linear (positions divided by `factor`); dynamic (NTK: the base
+        grows once a sequence is longer than `LlamaConfig.max_seq_len`); llama3 (low
+        frequencies divided by `factor`, a smooth band between).
+      theta: base of the geometric progression of wavelengths (`rope_theta`).
+      factor: how far the context is stretched.
+      low_freq_factor: llama3; wavelengths above original_max_seq_len / this are scaled.
+      high_freq_factor: llama3; wavelengths below original_max_seq_len / this are kept.
+      original_max_seq_len: llama3; context before the stretch
+        (`original_max_position_embeddings`).
+    """
+
+    kind: RopeKind = "default"
+    theta: float = 10_000.0
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_seq_len: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+    """Architecture of a Llama 1, 2, 3 or 3.x model.
+
+    Attributes:
+      vocab_size: V.
+      d_model: D, width of the residual stream.
+      d_ff: F, width of the gated feed-forward layer.
+      n_layers: L.
+      n_heads: N query heads.
+      n_kv_heads: K key/value heads; None = N. N must be a multiple of K.
+      head_dim: H; None = D / N.
+      max_seq_len: longest sequence the model was built for.
+      rope: rotary position embedding.
+      norm_eps: epsilon of every RMSNorm.
+      tie_embeddings: the head is the transposed embedding.
+      attention_bias: biases on q, k, v and o.
+      mlp_bias: biases on gate, up and down.
+      init_std: standard deviation of the initial weights; o and down are divided by
+        sqrt(2 L) as in GPT-2.
+      bos_token_id: first token of a document, if any.
+      eos_token_id: last token of a document, if any.
+    """
+
+    vocab_size: int
+    d_model: int
+    d_ff: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int | None = None
+    head_dim: int | None = None
+    max_seq_len: int = 2048
+    rope: RopeConfig = RopeConfig()
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    init_std: float = 0.02
+    bos_token_id: int | None = 1
+    eos_token_id: int | None = 2
+
+    def __post_init__(self):
+        for name in ("vocab_size", "d_model", "d_ff", "n_layers", "n_heads"):
+            if getattr(self, name) < 1:
+                raise InputError(
+                    f"model.{name} must be >= 1, got {getattr(self, name)}"
+                )
+        if self.head_dim is None and self.d_model % self.n_heads:
+            raise InputError(
+                f"model.n_heads: {self.n_heads} does not divide d_model {self.d_model}; "
+                "choose another number of heads or set model.head_dim"
+            )
+        if self.n_heads % self.kv_heads:
+            raise InputError(
+                f"model.n_kv_heads: {self.kv_heads} does not divide "
+                f"n_heads {self.n_heads}"
+            )
+        if self.head_width % 2:
+            raise InputError(
+                f"model.head_dim must be even for RoPE, got {self.head_width}"
+            )
+        if self.rope.kind == "llama3" and self.rope.original_max_seq_len is None:
+            raise InputError(
+                "model.rope.original_max_seq_len must be set for llama3 RoPE"
+            )
+
+    @property
+    def kv_heads(self) -> int:
+        """K, with the default filled in."""
+        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+
+    @property
+    def head_width(self) -> int:
+        """H, with the default filled in."""
+        return self.d_model // self.n_heads if self.head_dim is None else self.head_dim
+
+    def check_length(self, length: int) -> None:
+        """Raises InputError when a sequence is longer than the model allows."""
+        longest = self.max_seq_len
+        if self.rope.kind == "dynamic":
+            longest = int(longest * self.rope.factor)
+        if length > longest:
+            raise InputError(
+                f"a sequence of {length} tokens is longer than the model allows "
+                f"({longest}); shorten it or raise model.max_seq_len"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How a model is executed; changes speed and memory, not what is computed.
+
+    Attributes:
+      dtype: activations and the weights they meet: float32, bfloat16, or auto (bfloat16
+        on accelerators, float32 on CPU). Master weights are float32 always.
+      remat: what the backward pass recomputes: none, dots (all but matmul results) or
+        block (everything but the input of each block).
+      scan_unroll: layers per step of the scan over layers; 1 keeps compile time
+        independent of depth, the number of layers is fastest on CPU.
+      loss_chunk: tokens whose logits exist at one time in the loss.
+    """
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    remat: Literal["none", "dots", "block"] = "none"
+    scan_unroll: int = 1
+    loss_chunk: int = 4096
+
+    @property
+    def jax_dtype(self) -> jnp.dtype:
+        """The activation dtype on the present backend."""
+        dtype = self.dtype
+        if dtype == "auto":
+            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        return jnp.dtype(dtype)

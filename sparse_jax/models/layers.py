@@ -1,0 +1,79 @@
+"""RMSNorm, RoPE and the attention mask as free functions of arrays."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from sparse_jax.models.config import RopeConfig
+
+
+def rms_norm(
+    x: Float[Array, "*B D"], scale_D: Float[Array, "D"], eps: float
+) -> Float[Array, "*B D"]:
+    """x / sqrt(mean(x^2) + eps) * scale, computed in float32 (arXiv 1910.07467)."""
+    x32 = x.astype(jnp.float32)
+    variance = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
+    return (x32 * jax.lax.rsqrt(variance + eps) * scale_D).astype(x.dtype)
+
+
+def rope_frequencies(
+    rope: RopeConfig, head_dim: int, max_seq_len: int, length: int
+) -> Float[Array, "half"]:
+    """Angular frequency of each pair of head dimensions, in radians per position.
+
+    The i-th of H / 2 frequencies is theta^(-2 i / H), then adapted by `rope.kind`.
+
+    Args:
+      rope: the embedding's configuration.
+      head_dim: H.
+      max_seq_len: context the model was built for (dynamic RoPE grows beyond it).
+      length: tokens in the present sequence.
+    """
+    theta = rope.theta
+    if rope.kind == "dynamic" and length > max_seq_len:
+        stretch = rope.factor * length / max_seq_len - (rope.factor - 1)
+        theta *= stretch ** (head_dim / (head_dim - 2))
+    exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+    frequency = 1.0 / theta**exponent
+    if rope.kind == "linear":
+        return frequency / rope.factor
+    if rope.kind == "llama3":
+        assert rope.original_max_seq_len is not None  # LlamaConfig checks it
+        turns = rope.original_max_seq_len * frequency / (2 * math.pi)
+        low, high = rope.low_freq_factor, rope.high_freq_factor
+        kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+        return frequency * (kept + (1.0 - kept) / rope.factor)
+    return frequency
+
+
+def rope_tables(
+    positions_BT: Int[Array, "B T"], frequency: Float[Array, "half"]
+) -> tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]:
+    """Cosine and sine of position x frequency, broadcastable over heads."""
+    angle = positions_BT[:, :, None, None].astype(jnp.float32) * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def apply_rope(
+    x_BTNH: Float[Array, "B T N H"],
+    cos: Float[Array, "B T 1 half"],
+    sin: Float[Array, "B T 1 half"],
+) -> Float[Array, "B T N H"]:
+    """Rotates the pairs (i, i + H/2) of each head (the half-split layout)."""
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    rotated = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(rotated, axis=-1).astype(x_BTNH.dtype)
+
+
+def causal_mask(
+    length: int, segment_ids_BT: Int[Array, "B T"] | None
+) -> Bool[Array, "#B 1 T T"]:
+    """True where a query (row) may see a key (column): earlier, and same document."""
+    row, column = jnp.arange(length)[:, None], jnp.arange(length)[None, :]
+    mask_B1TS = (row >= column)[None, None]
+    if segment_ids_BT is not None:
+        same = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
+        mask_B1TS = mask_B1TS & same[:, None]
+    return mask_B1TS

@@ -1,0 +1,84 @@
+"""The seams of every layer: one matmul, one mask application, one attention."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+MaskMode = Literal["fixed", "straight_through"]
+
+
+def dot(x: Float[Array, "*B in"], w: Float[Array, "in out"]) -> Float[Array, "*B out"]:
+    """The one matmul of an activation against a weight, `x @ w`.
+
+    Models call nothing else, so that a weight may be stored in another form.
+
+    Example:
+      >>> dot(jnp.ones((2, 3)), jnp.ones((3, 4))).shape
+      (2, 4)
+    """
+    return jnp.matmul(x, w)
+
+
+def effective_weight(
+    w: Float[Array, "*L in out"],
+    mask: Bool[Array, "*L in out"] | None,
+    *,
+    mode: MaskMode = "fixed",
+    fake_quant: Callable[[jax.Array], jax.Array] | None = None,
+) -> Float[Array, "*L in out"]:
+    """The weight that the model multiplies by; the one place masks touch a weight.
+
+        fixed             w_eff = m * q(w),  dL/dw = m * dL/dw_eff
+        straight_through  w_eff = m * q(w),  dL/dw = dL/dw_eff
+
+    where q is the optional fake quantisation, always passed straight through.
+
+    Args:
+      w: stored weight.
+      mask: True = kept; None returns the (fake-quantised) dense weight.
+      mode: whether pruned entries receive gradient ("straight_through", for masks that
+        still move) or not ("fixed").
+      fake_quant: rounds a weight to its quantisation grid.
+
+    Example:
+      >>> mask = jnp.array([[True], [False]])
+      >>> effective_weight(jnp.array([[1.0], [2.0]]), mask).tolist()
+      [[1.0], [0.0]]
+    """
+    if fake_quant is not None:
+        w = w + jax.lax.stop_gradient(fake_quant(w) - w)
+    if mask is None:
+        return w
+    masked = jnp.where(mask, w, jnp.zeros_like(w))
+    if mode == "fixed":
+        return masked
+    return w + jax.lax.stop_gradient(masked - w)
+
+
+def attention(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BSKH: Float[Array, "B S K H"],
+    v_BSKH: Float[Array, "B S K H"],
+    mask_B1TS: Bool[Array, "#B 1 T S"],
+) -> Float[Array, "B T N H"]:
+    """Grouped-query attention, softmax in float32.
+
+        softmax(q k^T / sqrt(H)) v, where `mask` is True for the keys a query may see
+
+    Query head n reads key/value head n // (N / K).
+    """
+    B, T, N, H = q_BTNH.shape
+    K = k_BSKH.shape[2]
+    # Scaling q instead of the scores touches T*H numbers instead of T*S.
+    q_BTKGH = (q_BTNH * (H**-0.5)).reshape(B, T, K, N // K, H)
+    scores_BKGTS = jnp.einsum(
+        "btkgh,bskh->bkgts", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
+    )
+    # A finite floor keeps rows without any visible key (padding) free of NaN.
+    scores_BKGTS = jnp.where(mask_B1TS[:, :, None], scores_BKGTS, -1e30)
+    weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
+    context_BTKGH = jnp.einsum("bkgts,bskh->btkgh", weights_BKGTS, v_BSKH)
+    return context_BTKGH.reshape(B, T, N, H)
