@@ -11,16 +11,17 @@ them as their weight.
 """
 
 import dataclasses
+import math
 import re
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sparse_jax.types import InputError
 
 P = PartitionSpec
+Axis = str | tuple[str, ...] | None
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 
@@ -55,7 +56,7 @@ def make_mesh(config: MeshConfig = MeshConfig()) -> Mesh:
       {'data': 1, 'fsdp': 1, 'tensor': 1}
     """
     sizes = tuple(getattr(config, axis) for axis in AXES)
-    needed, found = int(np.prod(sizes)), jax.device_count()
+    needed, found = math.prod(sizes), jax.device_count()
     if min(sizes) < 1 or needed > found or (needed != found and needed > 1):
         raise InputError(
             f"mesh: {dict(zip(AXES, sizes, strict=True))} needs {needed} devices, "
@@ -70,9 +71,15 @@ def make_mesh(config: MeshConfig = MeshConfig()) -> Mesh:
     )
 
 
+def current() -> Mesh:
+    """The mesh set by `jax.set_mesh`, else one device."""
+    mesh = jax.sharding.get_mesh()
+    return make_mesh() if mesh.empty else mesh
+
+
 def check_batch(batch_size: int, mesh: Mesh) -> None:
     """Raises InputError when a batch does not divide over the mesh's batch axes."""
-    shards = int(np.prod([mesh.shape[axis] for axis in BATCH]))
+    shards = math.prod(mesh.shape[axis] for axis in BATCH)
     if batch_size % shards:
         raise InputError(
             f"train.batch_size: {batch_size} does not divide over "
@@ -88,25 +95,33 @@ def spec_for(path: str) -> PartitionSpec:
     raise AssertionError("SHARDING_RULES ends with a rule that matches everything")
 
 
-def shardings(mesh: Mesh, tree: Any) -> Any:
-    """The sharding of every leaf of a pytree of arrays or shapes.
+def specs(mesh: Mesh | AbstractMesh, tree: Any) -> Any:
+    """The partition spec of every leaf of a pytree of arrays or shapes.
 
     A dimension that an axis does not divide stays whole, so that a small model runs
     on any mesh.
     """
 
-    def leaf_sharding(key_path: Any, leaf: Any) -> NamedSharding:
-        path = "/".join(_key_name(key) for key in key_path)
-        spec = spec_for(path)
+    def leaf_spec(key_path: Any, leaf: Any) -> PartitionSpec:
+        spec = spec_for("/".join(_key_name(key) for key in key_path))
         if len(spec) > len(leaf.shape):
-            spec = P()
-        fitted = [
-            axis if axis is None or size % mesh.shape[axis] == 0 else None
+            return P()
+        axes = [
+            _fitting(mesh, axis, size)
             for axis, size in zip(spec, leaf.shape, strict=False)
         ]
-        return NamedSharding(mesh, P(*fitted))
+        # Written as JAX writes the sharding of a step's result, so that the next step
+        # sees the same one: no axes of size 1, no None at the end.
+        while axes and axes[-1] is None:
+            axes.pop()
+        return P(*axes)
 
-    return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
+    return jax.tree_util.tree_map_with_path(leaf_spec, tree)
+
+
+def shardings(mesh: Mesh, tree: Any) -> Any:
+    """The sharding of every leaf of a pytree of arrays or shapes; see `specs`."""
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(mesh, tree))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -114,7 +129,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH))
 
 
-def constrain(x: jax.Array, *axes: Any) -> jax.Array:
+def constrain(x: jax.Array, *axes: Axis) -> jax.Array:
     """Pins the sharding of an activation when a mesh is set; else returns it as it is.
 
     Args:
@@ -124,7 +139,23 @@ def constrain(x: jax.Array, *axes: Any) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, P(*axes))
+    fitting = (_fitting(mesh, *pair) for pair in zip(axes, x.shape, strict=True))
+    return jax.lax.with_sharding_constraint(x, P(*fitting))
+
+
+def constrain_tree(tree: Any) -> Any:
+    """Pins every leaf of a state to its `SHARDING_RULES`; see `constrain`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, specs(mesh, tree))
+
+
+def _fitting(mesh: Mesh | AbstractMesh, axis: Axis, size: int) -> Axis:
+    """The axis (or axes) when it really cuts a dimension of this size, else None."""
+    names = (axis,) if isinstance(axis, str) else axis or ()
+    shards = math.prod(mesh.shape[name] for name in names)
+    return axis if shards > 1 and size % shards == 0 else None
 
 
 def _key_name(key: Any) -> str:

@@ -23,12 +23,12 @@ def dot(x: Float[Array, "*B in"], w: Float[Array, "in out"]) -> Float[Array, "*B
 
 
 def effective_weight(
-    w: Float[Array, "*L in out"],
-    mask: Bool[Array, "*L in out"] | None,
+    w: Float[Array, "*shape"],
+    mask: Bool[Array, "*shape"] | None,
     *,
     mode: MaskMode = "fixed",
     fake_quant: Callable[[jax.Array], jax.Array] | None = None,
-) -> Float[Array, "*L in out"]:
+) -> Float[Array, "*shape"]:
     """The weight that the model multiplies by; the one place masks touch a weight.
 
         fixed             w_eff = m * q(w),  dL/dw = m * dL/dw_eff

@@ -9,7 +9,6 @@ Dimension letters, used in array names inside functions and in jaxtyping outside
 from typing import Any, NamedTuple
 
 import flax.struct
-import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -64,10 +63,11 @@ class State:
       extra: what a method adds (low-rank factors, dual variables, ...).
     """
 
-    step: Int[Array, ""]
-    params: Params
-    masks: Masks
+    # Annotated as trees: transformations put shapes, flags and shardings there, too.
+    step: Tree
+    params: Tree
+    masks: Tree
     opt: Tree
-    rng: jax.Array
-    data: Int[Array, ""]
-    extra: dict[str, Any]
+    rng: Tree
+    data: Tree
+    extra: Tree

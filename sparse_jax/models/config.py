@@ -1,6 +1,7 @@
 """What a Llama is (`LlamaConfig`) and how it is computed (`Compute`)."""
 
 import dataclasses
+import math
 from typing import Literal
 
 import jax
@@ -77,15 +78,15 @@ class LlamaConfig:
     eos_token_id: int | None = 2
 
     def __post_init__(self):
-        for name in ("vocab_size", "d_model", "d_ff", "n_layers", "n_heads"):
-            if getattr(self, name) < 1:
-                raise InputError(
-                    f"model.{name} must be >= 1, got {getattr(self, name)}"
-                )
+        sizes = ("vocab_size", "d_model", "d_ff", "n_layers", "n_heads")
+        for name in (*sizes, "n_kv_heads", "head_dim", "max_seq_len"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"model.{name} must be >= 1, got {value}")
         if self.head_dim is None and self.d_model % self.n_heads:
             raise InputError(
-                f"model.n_heads: {self.n_heads} does not divide d_model {self.d_model}; "
-                "choose another number of heads or set model.head_dim"
+                f"model.n_heads: {self.n_heads} does not divide d_model "
+                f"{self.d_model}; choose another number or set model.head_dim"
             )
         if self.n_heads % self.kv_heads:
             raise InputError(
@@ -96,10 +97,7 @@ class LlamaConfig:
             raise InputError(
                 f"model.head_dim must be even for RoPE, got {self.head_width}"
             )
-        if self.rope.kind == "llama3" and self.rope.original_max_seq_len is None:
-            raise InputError(
-                "model.rope.original_max_seq_len must be set for llama3 RoPE"
-            )
+        _check_rope(self.rope)
 
     @property
     def kv_heads(self) -> int:
@@ -121,6 +119,21 @@ class LlamaConfig:
                 f"a sequence of {length} tokens is longer than the model allows "
                 f"({longest}); shorten it or raise model.max_seq_len"
             )
+
+
+def _check_rope(rope: RopeConfig) -> None:
+    for name in ("theta", "factor", "low_freq_factor"):
+        if not 0 < getattr(rope, name) < math.inf:
+            raise InputError(
+                f"model.rope.{name} must be positive, got {getattr(rope, name)}"
+            )
+    if rope.high_freq_factor <= rope.low_freq_factor:
+        raise InputError(
+            f"model.rope.high_freq_factor {rope.high_freq_factor} must be larger than "
+            f"low_freq_factor {rope.low_freq_factor}"
+        )
+    if rope.kind == "llama3" and rope.original_max_seq_len is None:
+        raise InputError("model.rope.original_max_seq_len must be set for llama3 RoPE")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

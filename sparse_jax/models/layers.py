@@ -58,8 +58,8 @@ def rope_tables(
 
 def apply_rope(
     x_BTNH: Float[Array, "B T N H"],
-    cos: Float[Array, "B T 1 half"],
-    sin: Float[Array, "B T 1 half"],
+    cos: Float[Array, "#B T 1 half"],
+    sin: Float[Array, "#B T 1 half"],
 ) -> Float[Array, "B T N H"]:
     """Rotates the pairs (i, i + H/2) of each head (the half-split layout)."""
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)

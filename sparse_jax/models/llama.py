@@ -6,16 +6,12 @@ Parameters are a plain nested dict; layers are stacked on axis 0 and scanned. Th
 never sees masks: a caller applies them to the parameters (`sparsity.masks.apply`).
 """
 
-import functools
-
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sparse_jax import mesh, ops
-from sparse_jax.models import layers
 from sparse_jax.models.config import Compute, LlamaConfig
+from sparse_jax.models.modules import Block, Llama, attention_context
 from sparse_jax.types import Params
 
 Gates = dict[str, jax.Array]
@@ -23,139 +19,6 @@ Gates = dict[str, jax.Array]
 
 TAPS = ("attention_in", "attention_out_in", "mlp_in", "mlp_out_in")
 """Inputs of q/k/v, of o, of gate/up and of down: what calibration reads."""
-
-
-class Linear(nn.Module):
-    """`x @ kernel (+ bias)`; the only module that owns a prunable matrix."""
-
-    features: int
-    use_bias: bool
-    std: float
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*B in"]) -> Float[Array, "*B out"]:
-        shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.normal(self.std), shape)
-        y = ops.dot(x, kernel.astype(x.dtype))
-        if self.use_bias:
-            y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(
-                x.dtype
-            )
-        return y
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm with a learned scale."""
-
-    eps: float
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        return layers.rms_norm(x, scale, self.eps)
-
-
-class Attention(nn.Module):
-    """Causal grouped-query self-attention."""
-
-    config: LlamaConfig
-
-    @nn.compact
-    def __call__(self, x_BTD, cos, sin, mask_B1TT, gate_BN):
-        c = self.config
-        B, T, _ = x_BTD.shape
-        N, K, H = c.n_heads, c.kv_heads, c.head_width
-        linear = functools.partial(Linear, use_bias=c.attention_bias)
-        q_BTNH = linear(N * H, std=c.init_std, name="q")(x_BTD).reshape(B, T, N, H)
-        k_BTKH = linear(K * H, std=c.init_std, name="k")(x_BTD).reshape(B, T, K, H)
-        v_BTKH = linear(K * H, std=c.init_std, name="v")(x_BTD).reshape(B, T, K, H)
-        q_BTNH = layers.apply_rope(q_BTNH, cos, sin)
-        k_BTKH = layers.apply_rope(k_BTKH, cos, sin)
-        context_BTNH = ops.attention(q_BTNH, k_BTKH, v_BTKH, mask_B1TT)
-        if gate_BN is not None:
-            context_BTNH *= gate_BN[:, None, :, None].astype(context_BTNH.dtype)
-        context_BTE = context_BTNH.reshape(B, T, N * H)
-        _tap(self, "attention_out_in", context_BTE)
-        return linear(c.d_model, std=_residual_std(c), name="o")(context_BTE)
-
-
-class MLP(nn.Module):
-    """Gated feed-forward layer, `down(silu(gate(x)) * up(x))` (arXiv 2002.05202)."""
-
-    config: LlamaConfig
-
-    @nn.compact
-    def __call__(self, x_BTD, gate_BF):
-        c = self.config
-        linear = functools.partial(Linear, use_bias=c.mlp_bias)
-        gate_BTF = linear(c.d_ff, std=c.init_std, name="gate")(x_BTD)
-        up_BTF = linear(c.d_ff, std=c.init_std, name="up")(x_BTD)
-        hidden_BTF = nn.silu(gate_BTF) * up_BTF
-        if gate_BF is not None:
-            hidden_BTF *= gate_BF[:, None, :].astype(hidden_BTF.dtype)
-        _tap(self, "mlp_out_in", hidden_BTF)
-        return linear(c.d_model, std=_residual_std(c), name="down")(hidden_BTF)
-
-
-class Block(nn.Module):
-    """One decoder block. Returns `(x, None)`, the carry and output of a scan."""
-
-    config: LlamaConfig
-
-    @nn.compact
-    def __call__(self, x_BTD, gates, cos, sin, mask_B1TT):
-        c = self.config
-        gates = gates or {}
-        h_BTD = RMSNorm(c.norm_eps, name="attention_norm")(x_BTD)
-        _tap(self, "attention_in", h_BTD)
-        x_BTD += Attention(c, name="attention")(
-            h_BTD, cos, sin, mask_B1TT, gates.get("heads")
-        )
-        h_BTD = RMSNorm(c.norm_eps, name="mlp_norm")(x_BTD)
-        _tap(self, "mlp_in", h_BTD)
-        x_BTD += MLP(c, name="mlp")(h_BTD, gates.get("neurons"))
-        return mesh.constrain(x_BTD, mesh.BATCH, None, None), None
-
-
-class Llama(nn.Module):
-    """The whole model up to the final norm; `head` gives the output projection."""
-
-    config: LlamaConfig
-    compute: Compute = Compute()
-
-    @nn.compact
-    def __call__(self, tokens_BT, positions_BT, segment_ids_BT, gates):
-        c, compute = self.config, self.compute
-        shape = (c.vocab_size, c.d_model)
-        normal = nn.initializers.normal(c.init_std)
-        embedding_VD = Table(shape, normal, "embedding", name="embed")()
-        if not c.tie_embeddings:
-            Table(shape[::-1], normal, "kernel", name="lm_head")()
-        x_BTD = embedding_VD[tokens_BT].astype(compute.jax_dtype)
-        x_BTD = mesh.constrain(x_BTD, mesh.BATCH, None, None)
-        context = attention_context(c, tokens_BT.shape, positions_BT, segment_ids_BT)
-        scan_blocks = nn.scan(
-            _remat(compute.remat),
-            variable_axes={"params": 0, "taps": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-            length=c.n_layers,
-            unroll=compute.scan_unroll,
-        )
-        x_BTD, _ = scan_blocks(c, name="layers")(x_BTD, gates, *context)
-        return RMSNorm(c.norm_eps, name="final_norm")(x_BTD)
-
-
-class Table(nn.Module):
-    """A parameter that is looked up or transposed by its owner."""
-
-    shape: tuple[int, int]
-    init_fn: nn.initializers.Initializer
-    leaf: str
-
-    @nn.compact
-    def __call__(self):
-        return self.param(self.leaf, self.init_fn, self.shape)
 
 
 def init(key: jax.Array, config: LlamaConfig) -> Params:
@@ -282,37 +145,3 @@ def block(
         "mlp_in": taps["mlp_in"],
         "mlp_out_in": taps["mlp"]["mlp_out_in"],
     }
-
-
-def attention_context(
-    config: LlamaConfig,
-    shape: tuple[int, ...],
-    positions_BT: jax.Array | None,
-    segment_ids_BT: jax.Array | None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """RoPE tables and attention mask, shared by all blocks."""
-    length = shape[1]
-    if positions_BT is None:
-        positions_BT = jnp.arange(length)[None]
-    frequency = layers.rope_frequencies(
-        config.rope, config.head_width, config.max_seq_len, length
-    )
-    cos, sin = layers.rope_tables(positions_BT, frequency)
-    return cos, sin, layers.causal_mask(length, segment_ids_BT)
-
-
-def _residual_std(config: LlamaConfig) -> float:
-    return config.init_std / (2 * config.n_layers) ** 0.5
-
-
-def _tap(module: nn.Module, name: str, x: jax.Array) -> None:
-    module.sow("taps", name, x, init_fn=lambda: None, reduce_fn=lambda _, new: new)
-
-
-def _remat(policy: str) -> type[nn.Module]:
-    if policy == "none":
-        return Block
-    saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    return nn.remat(
-        Block, prevent_cse=False, policy=saved if policy == "dots" else None
-    )

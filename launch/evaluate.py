@@ -1,0 +1,71 @@
+"""Loss, perplexity and bits per byte of any model on any text.
+
+python launch/evaluate.py --model=runs/sparse70 --data=embedded:code
+python launch/evaluate.py --model=DIR --data=test.txt --window=2048 --json=out.json
+
+`sparse_jax.evaluate.perplexity` defines the numbers.
+"""
+
+import json
+import math
+import pathlib
+
+import cli
+from absl import flags
+
+from sparse_jax import data, io, schema
+from sparse_jax.evaluate import evaluate
+from sparse_jax.report import write_file
+from sparse_jax.types import InputError
+
+MODEL = flags.DEFINE_string("model", None, "Hugging Face, run or stage directory.")
+DATA = flags.DEFINE_string(
+    "data",
+    None,
+    "Text, JSONL, Parquet or ArrayRecord file, glob or folder; tfds:NAME; or the "
+    "held-out part of embedded:code or embedded:prose.",
+)
+WINDOW = flags.DEFINE_integer("window", 256, "Tokens per window, each read afresh.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Windows per call of the model.")
+TOKENIZER = flags.DEFINE_string(
+    "tokenizer", None, "tokenizer.json, .model or a directory; the model's by default."
+)
+FIELD = flags.DEFINE_string("field", "text", "Field of JSONL or Parquet to read.")
+JSON = flags.DEFINE_string("json", None, "File to write the same numbers to.")
+
+
+def main() -> None:
+    model = io.resolve(MODEL.value)
+    if model.params is None:
+        raise InputError(f"--model={MODEL.value} is a size without weights")
+    tokenizer = model.tokenizer
+    if TOKENIZER.value is not None:
+        tokenizer = data.load_tokenizer(TOKENIZER.value)
+    if tokenizer is None:
+        raise InputError(f"--model={MODEL.value} has no tokenizer; set --tokenizer")
+    ids, nbytes = data.stream_from_path(DATA.value, tokenizer, field=FIELD.value)
+    result = evaluate(
+        model.params,
+        model.config,
+        ids,
+        nbytes,
+        window=WINDOW.value,
+        batch_size=BATCH_SIZE.value,
+        data=DATA.value,
+        split="heldout" if DATA.value.startswith("embedded:") else "all",
+        tokenizer=tokenizer.fingerprint,
+    )
+    numbers = {"model": MODEL.value, "source": model.source} | schema.to_dict(result)
+    if math.isinf(result.perplexity):
+        numbers["perplexity"] = None  # JSON has no infinity
+    for name, value in numbers.items():
+        text = f"{value:,}" if isinstance(value, int) else value
+        print(f"{name:<14}{f'{value:.6f}' if isinstance(value, float) else text}")
+    if JSON.value:
+        text = json.dumps(numbers, indent=2, allow_nan=False) + "\n"
+        write_file(pathlib.Path(JSON.value), text.encode())
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["model", "data"])
+    cli.run(main)

@@ -1,0 +1,12 @@
+"""What a model's loss is on held-out text, and what its training cost."""
+
+from sparse_jax.evaluate.flops import matmul_weights, training_flops_per_token
+from sparse_jax.evaluate.perplexity import EvaluateConfig, Evaluation, evaluate
+
+__all__ = [
+    "EvaluateConfig",
+    "Evaluation",
+    "evaluate",
+    "matmul_weights",
+    "training_flops_per_token",
+]

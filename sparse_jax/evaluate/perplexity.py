@@ -1,0 +1,207 @@
+"""Loss, perplexity and bits per byte of a model on one stream of text.
+
+The stream is encoded without special tokens and cut into non-overlapping windows of N
+tokens, each predicting its last N - 1; a ragged tail is dropped:
+
+    loss          = sum_i -log p(x_i | window before x_i) / tokens    [nats / token]
+    perplexity    = exp(loss)
+    bits_per_byte = loss * tokens / (ln 2 * bytes)
+
+where the sum, `tokens` and `bytes` run over the predicted tokens. Perplexities over
+different windows or tokenizers do not compare; bits per byte compare over tokenizers.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from sparse_jax import models
+from sparse_jax.models import Compute, LlamaConfig
+from sparse_jax.types import InputError, Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """How held-out text is evaluated.
+
+    Attributes:
+      window: N, tokens per window; each predicts N - 1 of them.
+      batch_size: windows per call of the model; changes speed and memory only.
+    """
+
+    window: int = 256
+    batch_size: int = 16
+
+    def __post_init__(self):
+        for name, least in (("window", 2), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise InputError(
+                    f"evaluate.{name} must be >= {least}, got {getattr(self, name)}"
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A model's numbers on one stream, with what is needed to repeat them.
+
+    Attributes:
+      loss: nats per predicted token.
+      perplexity: exp(loss); infinite where that overflows a float.
+      bits_per_byte: bits per UTF-8 byte of the predicted tokens.
+      tokens: tokens predicted.
+      bytes: their UTF-8 bytes.
+      window: tokens per window.
+      stride: tokens from one window to the next; equal to `window`, no overlap.
+      data: name or path of the text.
+      split: the part of it, e.g. "heldout".
+      tokenizer: fingerprint or name of the tokenizer.
+    """
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+    tokens: int
+    bytes: int
+    window: int
+    stride: int
+    data: str
+    split: str
+    tokenizer: str
+
+
+def evaluate(
+    params: Params,
+    config: LlamaConfig,
+    ids: Int[np.ndarray, " n"],
+    nbytes: Int[np.ndarray, " n"],
+    *,
+    window: int = 256,
+    batch_size: int = 16,
+    compute: Compute = Compute(),
+    data: str = "",
+    split: str = "",
+    tokenizer: str = "",
+) -> Evaluation:
+    """Evaluates a model on one stream of tokens, as this module's header defines it.
+
+    Compiles once per (architecture, window, batch size): every model of the same shape
+    reuses the program. Batches are summed in float64.
+
+    Args:
+      params: float32 parameters, masks applied.
+      config: architecture.
+      ids: the stream's token ids, no special tokens.
+      nbytes: UTF-8 bytes that each token stands for.
+      window: N, tokens per window.
+      batch_size: windows per call of the model.
+      compute: dtype and scan options.
+      data: name of the text; this and the next two are copied into the result.
+      split: part of the text.
+      tokenizer: name of the tokenizer.
+
+    Raises:
+      InputError: the stream is shorter than one window, the window is longer than the
+        model allows, or a token id is outside the vocabulary.
+      FloatingPointError: the loss is NaN or infinite.
+
+    Example:
+      >>> from sparse_jax.models import sizes
+      >>> config = sizes.get("tiny")
+      >>> params = models.init(jax.random.key(0), config)
+      >>> ids = np.arange(100, dtype=np.int32)
+      >>> evaluate(params, config, ids, np.ones_like(ids), window=32).tokens
+      93
+    """
+    settings = EvaluateConfig(window=window, batch_size=batch_size)
+    _check_stream(config, ids, nbytes, window, data)
+    kept = len(ids) // window * window
+    ids_WN = ids[:kept].reshape(-1, window).astype(np.int32)
+    nbytes_WN = nbytes[:kept].reshape(-1, window)
+    total = math.fsum(
+        float(_loss_sum(params, *batch, config=config, compute=compute))
+        for batch in _batches(ids_WN, settings.batch_size)
+    )
+    if not math.isfinite(total):
+        raise FloatingPointError(
+            f"{data or 'evaluation'}: the loss is {total}; the weights hold NaN or "
+            "overflow, so use an earlier checkpoint or a wider dtype"
+        )
+    source = {"data": data, "split": split, "tokenizer": tokenizer}
+    return _evaluation(total, nbytes_WN, source)
+
+
+def _evaluation(
+    total: float, nbytes_WN: np.ndarray, source: dict[str, str]
+) -> Evaluation:
+    """The numbers that follow from the summed loss, in nats, of all predictions."""
+    windows, window = nbytes_WN.shape
+    tokens = windows * (window - 1)
+    total_bytes = int(nbytes_WN[:, 1:].sum(dtype=np.int64))
+    loss = total / tokens
+    return Evaluation(
+        loss=loss,
+        perplexity=math.exp(loss) if loss < 700 else math.inf,
+        bits_per_byte=total / (math.log(2) * total_bytes),
+        tokens=tokens,
+        bytes=total_bytes,
+        window=window,
+        stride=window,
+        **source,
+    )
+
+
+def _check_stream(
+    config: LlamaConfig, ids: np.ndarray, nbytes: np.ndarray, window: int, data: str
+) -> None:
+    name = data or "the evaluation text"
+    config.check_length(window)
+    if len(ids) < window:
+        raise InputError(
+            f"{name}: {len(ids)} tokens are fewer than one window of {window}; "
+            "use a longer text or a smaller window"
+        )
+    lowest, highest = int(ids.min()), int(ids.max())
+    if lowest < 0 or highest >= config.vocab_size:
+        raise InputError(
+            f"{name}: token id {highest if lowest >= 0 else lowest} is outside the "
+            f"model's vocabulary of {config.vocab_size}; "
+            "use the tokenizer the model was trained with"
+        )
+    windows = len(ids) // window
+    if not nbytes[: windows * window].reshape(windows, window)[:, 1:].any():
+        raise InputError(f"{name}: its tokens stand for no text; choose another text")
+
+
+def _batches(ids_WN: np.ndarray, batch_size: int):
+    """Yields (tokens, targets, weights) [B, N], the last batch filled with weight 0.
+
+    All N tokens enter the model, although the last predicts nothing: dynamic RoPE
+    depends on the length, and N is rounder than N - 1.
+    """
+    for start in range(0, len(ids_WN), batch_size):
+        part_WN = ids_WN[start : start + batch_size]
+        tokens_BN = np.zeros((batch_size, ids_WN.shape[1]), np.int32)
+        tokens_BN[: len(part_WN)] = part_WN
+        weights_BN = np.zeros(tokens_BN.shape, np.float32)
+        weights_BN[: len(part_WN), :-1] = 1.0
+        yield tokens_BN, np.roll(tokens_BN, -1, axis=1), weights_BN
+
+
+@functools.partial(jax.jit, static_argnames=("config", "compute"))
+def _loss_sum(
+    params: Params,
+    tokens_BT: Int[Array, "B T"],
+    targets_BT: Int[Array, "B T"],
+    weights_BT: Float[Array, "B T"],
+    *,
+    config: LlamaConfig,
+    compute: Compute,
+) -> Float[Array, ""]:
+    x_BTD = models.hidden(params, tokens_BT, config, compute)
+    head_DV = models.head(params, x_BTD.dtype)
+    chunk = compute.loss_chunk
+    return models.cross_entropy(x_BTD, head_DV, targets_BT, weights_BT, chunk)

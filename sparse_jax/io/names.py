@@ -1,0 +1,106 @@
+"""The one table of leaf paths and Hugging Face tensor names, for both directions.
+
+Hugging Face stores one tensor per layer and every matrix as [out, in]; here layers are
+stacked on axis 0 and a kernel is [in, out].
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+
+class HFName(NamedTuple):
+    """How a leaf is called and laid out in a Hugging Face checkpoint.
+
+    Attributes:
+      template: tensor name; `{}` is the layer of a stacked leaf.
+      transposed: stored as [out, in] where the leaf is [in, out].
+    """
+
+    template: str
+    transposed: bool = False
+
+
+class Slot(NamedTuple):
+    """One Hugging Face tensor and its place in the params tree.
+
+    Attributes:
+      path: leaf path.
+      layer: index on axis 0 of the leaf, None for a leaf that is not stacked.
+      name: Hugging Face tensor name.
+      transposed: as in `HFName`.
+    """
+
+    path: str
+    layer: int | None
+    name: str
+    transposed: bool
+
+
+TABLE: dict[str, HFName] = {
+    "embed/embedding": HFName("model.embed_tokens.weight"),
+    "layers/attention_norm/scale": HFName("model.layers.{}.input_layernorm.weight"),
+    **{
+        f"layers/attention/{name}/{leaf}": HFName(
+            f"model.layers.{{}}.self_attn.{name}_proj.{tensor}", leaf == "kernel"
+        )
+        for name in ("q", "k", "v", "o")
+        for leaf, tensor in (("kernel", "weight"), ("bias", "bias"))
+    },
+    "layers/mlp_norm/scale": HFName("model.layers.{}.post_attention_layernorm.weight"),
+    **{
+        f"layers/mlp/{name}/{leaf}": HFName(
+            f"model.layers.{{}}.mlp.{name}_proj.{tensor}", leaf == "kernel"
+        )
+        for name in ("gate", "up", "down")
+        for leaf, tensor in (("kernel", "weight"), ("bias", "bias"))
+    },
+    "final_norm/scale": HFName("model.norm.weight"),
+    "lm_head/kernel": HFName("lm_head.weight", True),
+}
+"""Leaf path -> Hugging Face name, in the order in which a checkpoint is written."""
+
+LINEAR_KERNELS = r"layers/(attention|mlp)/(q|k|v|o|gate|up|down)/kernel"
+"""Regex of the seven prunable matrices of a block."""
+
+
+def slots(paths: Iterable[str], n_layers: int) -> list[Slot]:
+    """Every Hugging Face tensor of the leaves at `paths`, in the table's order.
+
+    Example:
+      >>> [slot.name for slot in slots(["layers/mlp/up/kernel"], 2)]
+      ['model.layers.0.mlp.up_proj.weight', 'model.layers.1.mlp.up_proj.weight']
+    """
+    chosen = set(paths)
+    unknown = chosen - set(TABLE)
+    assert not unknown, f"leaves without a Hugging Face name: {sorted(unknown)}"
+    found = []
+    for path, (template, transposed) in TABLE.items():
+        if path not in chosen:
+            continue
+        stacked = path.startswith("layers/")
+        for layer in range(n_layers) if stacked else (None,):
+            found.append(Slot(path, layer, template.format(layer), transposed))
+    return found
+
+
+def slot_shape(slot: Slot, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the Hugging Face tensor that holds a slot of a leaf.
+
+    Example:
+      >>> slot_shape(slots(["layers/mlp/up/kernel"], 1)[0], (1, 64, 172))
+      (172, 64)
+    """
+    shape = leaf_shape if slot.layer is None else leaf_shape[1:]
+    return shape[::-1] if slot.transposed else shape
+
+
+def slot_view(slot: Slot, leaf: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    """The part of a leaf that a slot holds, in Hugging Face's layout.
+
+    Of a NumPy leaf it is a view, so it can be written to as well.
+    """
+    part = leaf if slot.layer is None else leaf[slot.layer]
+    return part.T if slot.transposed else part

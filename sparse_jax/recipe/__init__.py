@@ -1,0 +1,23 @@
+"""Recipes: a config's list of stages, run resumably in a working directory."""
+
+from sparse_jax.recipe.config import (
+    Export,
+    Init,
+    OneShot,
+    Pretrain,
+    Prune,
+    Recipe,
+    Stage,
+)
+from sparse_jax.recipe.run import run
+
+__all__ = [
+    "Export",
+    "Init",
+    "OneShot",
+    "Pretrain",
+    "Prune",
+    "Recipe",
+    "Stage",
+    "run",
+]

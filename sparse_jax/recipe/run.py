@@ -1,0 +1,199 @@
+"""Runs a recipe from its first unfinished step to its report."""
+
+import logging
+import os
+import pathlib
+import sys
+from typing import Any
+
+import jax
+
+from sparse_jax import io, mesh, models, train
+from sparse_jax.data import Dataset, prepare
+from sparse_jax.recipe import workdir
+from sparse_jax.recipe.config import Init, OneShot, Pretrain, Prune, Recipe
+from sparse_jax.recipe.files import read_json
+from sparse_jax.recipe.stages import RESULT, Context, Result, run_stage
+from sparse_jax.report import summary, write_report
+from sparse_jax.schema import to_dict
+from sparse_jax.sparsity.masks import check_rule
+from sparse_jax.tree import leaf_paths, match_rules
+from sparse_jax.types import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def run(
+    recipe: Recipe,
+    directory: str | os.PathLike[str],
+    *,
+    restart_from: str | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Runs what is left of a recipe and writes its report.
+
+    Called again after any interruption it goes on at the first unfinished step, and
+    ends with the same files, bit for bit, as a run that never stopped (times and rates
+    apart).
+
+    Args:
+      recipe: what to do.
+      directory: the working directory; one folder per stage, and the report.
+      restart_from: a stage to do again, with all that descend from it.
+      quiet: no progress bars, no lines, no summary.
+
+    Returns:
+      The content of report.json.
+
+    Raises:
+      InputError: anything about the config, the data or the directory that a user can
+        put right; raised before any training where it can be known then.
+    """
+    directory = pathlib.Path(directory)
+    devices = mesh.make_mesh(recipe.mesh)
+    check(recipe, devices)
+    with workdir.open_workdir(directory, recipe), jax.set_mesh(devices):
+        if restart_from is not None:
+            workdir.restart_from(directory, recipe, restart_from)
+        dataset = prepare(recipe.data_config(), progress=not quiet)
+        check_data(recipe, dataset)
+        workdir.check_stages(directory, recipe, dataset.fingerprint)
+        context = Context(recipe=recipe, dataset=dataset, quiet=quiet)
+        results = _run_stages(context, directory)
+        report = _report(context, directory, results)
+    if not quiet:
+        print(summary(report))
+        print(f"report: {directory / 'report.md'}")
+    return report
+
+
+def _run_stages(context: Context, directory: pathlib.Path) -> dict[str, Result]:
+    recipe, results = context.recipe, {}
+    for name, stage in recipe.enabled_stages().items():
+        path = directory / name
+        if (path / RESULT).exists():
+            results[name] = read_json(path / RESULT)
+            continue
+        workdir.begin_stage(path, recipe, stage, context.dataset.fingerprint)
+        parent = directory / stage.parent if stage.parent else None
+        results[name] = run_stage(name, stage, context, parent, path)
+        if not context.quiet and not isinstance(stage, Pretrain):
+            seconds = results[name]["seconds"]
+            print(f"{name}: {stage.kind}, {seconds:.1f} s", file=sys.stderr, flush=True)
+    return results
+
+
+def check(recipe: Recipe, devices: jax.sharding.Mesh) -> None:
+    """Raises InputError for what can be known wrong before any work starts."""
+    mesh.check_batch(recipe.train.batch_size // recipe.train.accumulate, devices)
+    for name, stage in recipe.enabled_stages().items():
+        if isinstance(stage, Prune):
+            _check_prune(recipe, recipe.prune_config(stage), name)
+        elif isinstance(stage, OneShot):
+            _check_prune(recipe, recipe.prune, name)
+        elif isinstance(stage, Pretrain):
+            model = _root_model(recipe, name)
+            model.check_length(recipe.train_config(stage).seq_len)
+            model.check_length(recipe.evaluate.window)
+
+
+def _root_model(recipe: Recipe, name: str) -> models.LlamaConfig:
+    """The architecture that a stage inherits from the root of its chain."""
+    stages = recipe.enabled_stages()
+    while stages[name].parent is not None:
+        name = stages[name].parent
+    stage = stages[name]
+    if isinstance(stage, Init):
+        return io.load_config(stage.path)
+    return stage.model or recipe.model
+
+
+def _check_prune(recipe: Recipe, config, name: str) -> None:
+    model = _root_model(recipe, name)
+    model.check_length(config.sample_length)
+    shapes = models.abstract_params(model)
+    patterns = leaf_paths(match_rules(config.pattern_rules(), shapes))
+    for path, leaf in leaf_paths(shapes).items():
+        check_rule(patterns[path], leaf.shape, path)
+
+
+def check_data(recipe: Recipe, dataset: Dataset) -> None:
+    """Raises InputError where the data does not fit the recipe's models."""
+    ids = dataset.tokenizer.vocab_size
+    for name, stage in recipe.enabled_stages().items():
+        model = _root_model(recipe, name)
+        if ids > model.vocab_size:
+            raise InputError(
+                f"stages.{name}: the tokenizer has {ids} ids, more than the model's "
+                f"vocab_size {model.vocab_size}; use the model's own tokenizer "
+                "(data.tokenizer) or a larger model.vocab_size"
+            )
+        if isinstance(stage, Pretrain):
+            config = recipe.train_config(stage)
+            next(
+                dataset.batches(
+                    batch_size=config.batch_size,
+                    seq_len=config.seq_len,
+                    seed=recipe.seed,
+                    process_index=jax.process_index(),
+                    process_count=jax.process_count(),
+                )
+            )
+    for domain in dataset.domains:
+        dataset.heldout(domain)
+
+
+def _report(
+    context: Context, directory: pathlib.Path, results: dict[str, Result]
+) -> dict[str, Any]:
+    """Assembles the report from the stages' results and metrics."""
+    recipe, fingerprint = context.recipe, context.dataset.fingerprint
+    rows = {name: r for name, r in results.items() if "tokens" in r}
+    histories = {
+        name: [*train.read_metrics(directory / name), _heldout_row(result)]
+        for name, result in rows.items()
+        if result["kind"] == "pretrain"
+    }
+    kept = (
+        "name",
+        "sparsity_pruned",
+        "sparsity_total",
+        "tokens",
+        "parameters",
+        "domains",
+        "seconds",
+        "tokens_per_second",
+        "training_flops_dense_equivalent",
+        "training_flops_nonzero",
+    )
+    report = {
+        "name": recipe.name,
+        "python": fingerprint["python"],
+        "versions": {"jax": jax.__version__},
+        "corpus": fingerprint["corpus"],
+        "data": {k: fingerprint[k] for k in ("tokenizer", "sources")},
+        "model": to_dict(_root_model(recipe, recipe.final)),
+        "calibration": {
+            "text": "training text of all domains, mixed by weight",
+            "sequences": recipe.prune.samples,
+            "length": recipe.prune.sample_length,
+            "seed": recipe.prune.seed,
+        },
+        "evaluation": to_dict(recipe.evaluate) | {"stride": recipe.evaluate.window},
+        "models": [{k: r[k] for k in kept if k in r} for r in rows.values()],
+        "one_shot": [
+            {k: v for k, v in row.items() if k != "layers"}
+            for result in results.values()
+            if result["kind"] == "one_shot"
+            for row in result["rows"]
+        ],
+        "layers": {
+            name: result["layers"] for name, result in rows.items() if result["layers"]
+        },
+    }
+    return write_report(report, histories, directory)
+
+
+def _heldout_row(result: Result) -> dict[str, Any]:
+    losses = {f"heldout/{d}": n["loss"] for d, n in result["domains"].items()}
+    return {"tokens": result["tokens"], **losses}

@@ -1,0 +1,287 @@
+"""What each kind of stage does: read one directory, write the next, resumably.
+
+A finished stage that makes a model holds `model/`, a Hugging Face directory in float32
+with the masks and the tokenizer, and `result.json` with everything the report needs.
+"""
+
+import dataclasses
+import pathlib
+import time
+from typing import Any
+
+import jax
+
+from sparse_jax import io, models, train
+from sparse_jax.data import Dataset
+from sparse_jax.evaluate import evaluate, training_flops_per_token
+from sparse_jax.prune import PruneConfig, prune
+from sparse_jax.recipe.config import (
+    Export,
+    Init,
+    OneShot,
+    Pretrain,
+    Prune,
+    Recipe,
+    Stage,
+)
+from sparse_jax.recipe.files import read_json, read_lines, write_json, write_line
+from sparse_jax.sparsity import sparsity_report
+from sparse_jax.sparsity.masks import count, make_masks, violations
+from sparse_jax.types import InputError, Masks, Params
+
+Result = dict[str, Any]
+RESULT = "result.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Context:
+    """What all stages of a run share.
+
+    Attributes:
+      recipe: the configuration.
+      dataset: prepared data.
+      quiet: no progress bars and no lines.
+    """
+
+    recipe: Recipe
+    dataset: Dataset
+    quiet: bool = False
+
+
+def run_stage(
+    name: str,
+    stage: Stage,
+    context: Context,
+    parent_dir: pathlib.Path | None,
+    directory: pathlib.Path,
+) -> Result:
+    """Runs a stage, or the rest of it, and writes its result.
+
+    Args:
+      name: of the stage.
+      stage: its configuration.
+      context: shared by all stages.
+      parent_dir: the finished stage that gives the model, if any.
+      directory: where the stage lives.
+
+    Returns:
+      The content of the stage's `result.json`.
+    """
+    runners = {
+        Init: _init,
+        Pretrain: _pretrain,
+        Prune: _prune,
+        OneShot: _one_shot,
+        Export: _export,
+    }
+    parent = read_json(parent_dir / RESULT) if parent_dir else {"tokens": 0, "data": 0}
+    started = time.monotonic()
+    result = runners[type(stage)](name, stage, context, parent_dir, parent, directory)
+    timing = {"seconds": time.monotonic() - started}
+    result = {"name": name, "kind": stage.kind, **timing, **result}
+    write_json(directory / RESULT, result)
+    return result
+
+
+def _init(name, stage, context, parent_dir, parent, directory) -> Result:
+    model = io.resolve(stage.path)
+    if model.params is None:
+        raise InputError(f"init: {stage.path} is a size without weights; name a model")
+    return _finish(context, directory, model.config, model.params, model.masks, parent)
+
+
+def _pretrain(name, stage, context, parent_dir, parent, directory) -> Result:
+    recipe, config = context.recipe, context.recipe.train_config(stage)
+    model, params, masks = _start(stage, recipe, parent_dir)
+    model.check_length(config.seq_len)
+    # A dense model trains with masks that keep everything, so that one compiled step
+    # serves every stage and the control does exactly the arithmetic of a sparse run.
+    whole = masks is None
+    if whole:
+        masks = make_masks(params, recipe.prune.pattern_rules())
+    state = train.init_state(
+        params,
+        masks,
+        config.optimizer,
+        rng=jax.random.key(recipe.seed),
+        data=parent["data"],
+    )
+    loss = train.NextToken(
+        model=model,
+        compute=recipe.compute,
+        isolate_documents=recipe.data.isolate_documents,
+    )
+
+    def batches(start_step: int):
+        return context.dataset.batches(
+            batch_size=config.batch_size,
+            seq_len=config.seq_len,
+            seed=recipe.seed,
+            start_step=start_step,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    state, seconds = train.fit(
+        state,
+        batches,
+        config,
+        loss,
+        directory=directory,
+        name=name,
+        tokens_before=parent["tokens"],
+        quiet=context.quiet,
+    )
+    spent = config.steps * config.tokens_per_step
+    seen = {"tokens": parent["tokens"] + spent, "data": int(state.data)}
+    flops = [
+        spent * training_flops_per_token(model, config.seq_len, m)
+        for m in (None, state.masks)
+    ]
+    result = _finish(
+        context, directory, model, state.params, None if whole else state.masks, seen
+    )
+    return result | {
+        "seconds": seconds,
+        "tokens_per_second": spent / seconds,
+        "training_flops_dense_equivalent": flops[0],
+        "training_flops_nonzero": flops[1],
+    }
+
+
+def _start(
+    stage: Pretrain, recipe: Recipe, parent_dir: pathlib.Path | None
+) -> tuple[models.LlamaConfig, Params, Masks | None]:
+    """The parent's model, or random weights."""
+    if parent_dir is not None:
+        found = io.resolve(parent_dir)
+        return found.config, found.params, found.masks
+    model = stage.model or recipe.model
+    return (
+        model,
+        jax.jit(models.init, static_argnums=1)(jax.random.key(recipe.seed), model),
+        None,
+    )
+
+
+def _prune(name, stage, context, parent_dir, parent, directory) -> Result:
+    config = context.recipe.prune_config(stage)
+    found = io.resolve(parent_dir)
+    params, masks, rows = _run_prune(context, config, found)
+    result = _finish(context, directory, found.config, params, masks, parent)
+    return result | {"matrices": rows}
+
+
+def _run_prune(context: Context, config: PruneConfig, found: io.Model):
+    tokens = context.dataset.calibration(
+        config.samples, config.sample_length, config.seed
+    )
+    return prune(
+        found.params, found.masks, tokens, found.config, config, context.recipe.compute
+    )
+
+
+def _one_shot(name, stage, context, parent_dir, parent, directory) -> Result:
+    """Every row is kept as soon as it is known; a restart goes on after the last."""
+    directory.mkdir(parents=True, exist_ok=True)
+    found = io.resolve(parent_dir)
+    rows = read_lines(directory / "rows.jsonl")
+    done = {(row["method"], row["sparsity"]) for row in rows}
+    for sparsity in stage.sparsities:
+        for solver in stage.solvers:
+            if (solver, sparsity) in done:
+                continue
+            config = dataclasses.replace(
+                context.recipe.prune, solver=solver, sparsity=sparsity
+            )
+            params, masks, _ = _run_prune(context, config, found)
+            row = {
+                "method": solver,
+                "sparsity": sparsity,
+                **_sparsity(params, masks),
+                "domains": _evaluate(context, found.config, params),
+            }
+            write_line(directory / "rows.jsonl", row)
+            rows.append(row)
+    return {"rows": rows}
+
+
+def _export(name, stage, context, parent_dir, parent, directory) -> Result:
+    found = io.resolve(parent_dir)
+    io.save(
+        directory / "model",
+        found.params,
+        found.config,
+        masks=found.masks,
+        tokenizer_files=context.dataset.tokenizer.files,
+        dtype=stage.dtype,
+        overwrite=True,
+    )
+    return {"dtype": stage.dtype, **_sparsity(found.params, found.masks)}
+
+
+def _finish(
+    context: Context,
+    directory: pathlib.Path,
+    config: models.LlamaConfig,
+    params: Params,
+    masks: Masks | None,
+    seen: dict[str, int],
+) -> Result:
+    """Evaluates and saves the stage's model."""
+    if masks is not None and (broken := violations(params, masks)):
+        raise AssertionError(f"{directory.name}: {broken} pruned weights are not zero")
+    tokenizer = context.dataset.tokenizer
+    if tokenizer.vocab_size > config.vocab_size:
+        raise InputError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, more than the model's "
+            f"vocab_size {config.vocab_size}"
+        )
+    io.save(
+        directory / "model",
+        params,
+        config,
+        masks=masks,
+        tokenizer_files=tokenizer.files,
+        overwrite=True,
+    )
+    return {
+        "tokens": seen["tokens"],
+        "data": seen["data"],
+        **_sparsity(params, masks),
+        "domains": _evaluate(context, config, params),
+    }
+
+
+def _sparsity(params: Params, masks: Masks | None) -> Result:
+    counts = sparsity_report(params, masks or {})
+    return {
+        "parameters": counts["model"]["total"],
+        "sparsity_pruned": counts["pruned_matrices"]["sparsity"],
+        "sparsity_total": counts["model"]["sparsity"],
+        "kept": count(masks or {})[0],
+        "layers": counts["matrices"],
+    }
+
+
+def _evaluate(
+    context: Context, config: models.LlamaConfig, params: Params
+) -> dict[str, Result]:
+    """Every held-out domain's loss, perplexity and bits per byte."""
+    recipe, domains = context.recipe, {}
+    for domain in context.dataset.domains:
+        ids, nbytes = context.dataset.heldout(domain)
+        numbers = evaluate(
+            params,
+            config,
+            ids,
+            nbytes,
+            window=recipe.evaluate.window,
+            batch_size=recipe.evaluate.batch_size,
+            compute=recipe.compute,
+            data=domain,
+            split="heldout",
+            tokenizer=context.dataset.tokenizer.fingerprint,
+        )
+        domains[domain] = dataclasses.asdict(numbers)
+    return domains

@@ -1,0 +1,176 @@
+"""The working directory of a recipe: whose it is, what is finished, what must agree."""
+
+import fcntl
+import pathlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sparse_jax import __version__
+from sparse_jax.recipe.config import (
+    Export,
+    Init,
+    OneShot,
+    Pretrain,
+    Prune,
+    Recipe,
+    Stage,
+)
+from sparse_jax.recipe.files import read_json, write_json
+from sparse_jax.recipe.stages import RESULT
+from sparse_jax.schema import to_dict
+from sparse_jax.types import InputError
+
+RECIPE, STAGE = "recipe.json", "stage.json"
+
+_NO_EFFECT = ("checkpoint_every", "keep_checkpoints", "log_every")
+"""Training fields that change files on the way, not the result."""
+
+
+@contextmanager
+def open_workdir(directory: pathlib.Path, recipe: Recipe) -> Iterator[None]:
+    """Claims a working directory for a recipe, for this process alone.
+
+    Raises:
+      InputError: it belongs to another recipe, is in use, or is no directory of ours.
+    """
+    owner = directory / RECIPE
+    if owner.exists():
+        found = read_json(owner).get("name")
+        if found != recipe.name:
+            raise InputError(
+                f"{directory}: belongs to the recipe {found!r}, not to "
+                f"{recipe.name!r}; choose another --workdir"
+            )
+    elif directory.is_dir() and any(directory.iterdir()):
+        raise InputError(
+            f"{directory}: is not empty and holds no {RECIPE}; choose another --workdir"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{directory}: another process is working on it; wait for it, or "
+                "choose another --workdir"
+            ) from error
+        values = {"name": recipe.name, "final": recipe.final, "version": __version__}
+        write_json(owner, values | {"config": to_dict(recipe)})
+        yield
+
+
+def restart_from(directory: pathlib.Path, recipe: Recipe, first: str) -> list[str]:
+    """Moves a stage and all that descend from it aside, to `replaced/N/`.
+
+    Nothing is deleted.
+
+    Returns:
+      The stages that were moved.
+
+    Raises:
+      InputError: there is no such stage.
+    """
+    stages = recipe.enabled_stages()
+    if first not in stages:
+        raise InputError(
+            f"--restart_from={first}: there is no such stage; choose one of "
+            f"{list(stages)}"
+        )
+    affected = {first}
+    for name, stage in stages.items():
+        if stage.parent in affected:
+            affected.add(name)
+    moved = [
+        name for name in stages if name in affected and (directory / name).exists()
+    ]
+    replaced = directory / "replaced"
+    number = len(list(replaced.iterdir())) if replaced.exists() else 0
+    for name in moved:
+        target = replaced / str(number) / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(directory / name, target)
+    return moved
+
+
+def check_stages(directory: pathlib.Path, recipe: Recipe, data: dict[str, Any]) -> None:
+    """Compares the config of every stage that has begun with the one it began with.
+
+    Args:
+      directory: the working directory.
+      recipe: as it is now.
+      data: `Dataset.fingerprint`, so that changed data counts as well.
+
+    Raises:
+      InputError: naming the first field that differs, and how to go on.
+    """
+    for name, stage in recipe.enabled_stages().items():
+        path = directory / name / STAGE
+        if not path.exists():
+            continue
+        now, then = stage_config(recipe, stage, data), read_json(path)
+        difference = _first_difference(then, now, f"{name}")
+        if difference:
+            where, old, new = difference
+            state = "finished" if (directory / name / RESULT).exists() else "begun"
+            raise InputError(
+                f"{directory / name}: the stage was {state} with {where} = {old!r}, "
+                f"the config now says {new!r}; undo the change, or add "
+                f"--restart_from={name} to do it and what follows again"
+            )
+
+
+def begin_stage(
+    directory: pathlib.Path, recipe: Recipe, stage: Stage, data: dict[str, Any]
+) -> None:
+    """Records the config that a stage begins with."""
+    if not (directory / STAGE).exists():
+        write_json(directory / STAGE, stage_config(recipe, stage, data))
+
+
+def stage_config(recipe: Recipe, stage: Stage, data: dict[str, Any]) -> dict[str, Any]:
+    """Everything that a stage's result depends on, its parent's apart."""
+    config: dict[str, Any] = {
+        "kind": stage.kind,
+        "parent": stage.parent,
+        "seed": recipe.seed,
+        "compute": to_dict(recipe.compute),
+        "corpus": {name: s["sha256"] for name, s in data["sources"].items()},
+        "tokenizer": data["tokenizer"]["sha256"],
+    }
+    if isinstance(stage, Pretrain):
+        training = to_dict(recipe.train_config(stage))
+        config["train"] = {k: v for k, v in training.items() if k not in _NO_EFFECT}
+        config["data"] = _data(recipe)
+        if stage.parent is None:
+            config["model"] = to_dict(stage.model or recipe.model)
+        config["rules"] = to_dict(recipe.prune.rules)
+    elif isinstance(stage, Prune):
+        config["prune"] = to_dict(recipe.prune_config(stage))
+        config["data"] = _data(recipe)
+    elif isinstance(stage, OneShot):
+        config |= {"solvers": list(stage.solvers), "prune": to_dict(recipe.prune)}
+        config |= {"sparsities": list(stage.sparsities), "data": _data(recipe)}
+    elif isinstance(stage, Init):
+        config["path"] = stage.path
+    if isinstance(stage, Export):
+        config["dtype"] = stage.dtype
+    else:
+        config["evaluate"] = to_dict(recipe.evaluate)
+    return config
+
+
+def _data(recipe: Recipe) -> dict[str, Any]:
+    """The data's settings that shape a batch; where it is cached does not."""
+    return {k: v for k, v in to_dict(recipe.data).items() if k != "cache_dir"}
+
+
+def _first_difference(old: Any, new: Any, where: str) -> tuple[str, Any, Any] | None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            found = _first_difference(old.get(key), new.get(key), f"{where}.{key}")
+            if found:
+                return found
+        return None
+    return None if old == new else (where, old, new)

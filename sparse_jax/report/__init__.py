@@ -1,0 +1,16 @@
+"""What a run found: report.md with its plots, report.json, and a printed summary."""
+
+from sparse_jax.report.gap import add_gaps, is_control, relative_gap
+from sparse_jax.report.markdown import markdown
+from sparse_jax.report.text import summary
+from sparse_jax.report.writer import write_file, write_report
+
+__all__ = [
+    "add_gaps",
+    "is_control",
+    "markdown",
+    "relative_gap",
+    "summary",
+    "write_file",
+    "write_report",
+]

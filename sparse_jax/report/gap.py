@@ -1,0 +1,67 @@
+"""The gap to the dense control: what sparsity costs at equal data."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+def relative_gap(loss: int | float, control_loss: int | float) -> float:
+    """loss / control loss - 1: positive where the control is better.
+
+    Example:
+      >>> round(relative_gap(2.02, 2.0), 4)
+      0.01
+    """
+    return loss / control_loss - 1
+
+
+def is_control(name: str) -> bool:
+    """Whether a model is the dense run that others are held against.
+
+    `dense` is its own continuation's beginning, so it is the control at its tokens.
+    """
+    return name == "dense" or name.startswith("dense_control")
+
+
+def add_gaps(models: Sequence[Row]) -> list[dict[str, Any]]:
+    """Gives every model its `gap`: per domain, to the control at the same tokens.
+
+    A model has a gap of None where no control was evaluated at exactly its cumulative
+    tokens on that domain; controls have none themselves.
+
+    Args:
+      models: rows with `name`, `tokens` and `domains` (see `write_report`).
+
+    Returns:
+      Copies of the rows with `gap`, {domain: gap or None}, replaced.
+
+    Example:
+      >>> rows = [
+      ...     {"name": "dense", "tokens": 9, "domains": {"code": {"loss": 2.0}}},
+      ...     {"name": "one_shot_50", "tokens": 9, "domains": {"code": {"loss": 2.5}}},
+      ... ]
+      >>> [row["gap"] for row in add_gaps(rows)]
+      [{'code': None}, {'code': 0.25}]
+    """
+    controls = [row for row in models if is_control(row["name"])]
+
+    def gap(row: Row, domain: str, loss: int | float | None) -> float | None:
+        if is_control(row["name"]) or row.get("tokens") is None or loss is None:
+            return None
+        for control in controls:
+            reference = control.get("domains", {}).get(domain, {}).get("loss")
+            if control.get("tokens") == row["tokens"] and reference:
+                return relative_gap(loss, reference)
+        return None
+
+    return [
+        dict(row)
+        | {
+            "gap": {
+                domain: gap(row, domain, numbers.get("loss"))
+                for domain, numbers in row.get("domains", {}).items()
+            }
+        }
+        for row in models
+    ]

@@ -1,0 +1,218 @@
+"""report.md: the result, the tables, the plots, and what the numbers mean."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sparse_jax.report.text import (
+    MISSING,
+    Number,
+    Report,
+    count,
+    domains,
+    duration,
+    headline,
+    loss_of,
+    number,
+    percent,
+)
+
+
+def markdown(report: Report, plots: Mapping[str, str]) -> str:
+    """The whole of report.md; sections without content are left out.
+
+    Args:
+      report: see `write_report`.
+      plots: caption of each plot by its file name, relative to the report.
+    """
+    sections = [
+        f"# {report.get('name', 'run')}\n\n{headline(report)}",
+        _quality(report.get("models", [])),
+        _cost(report.get("models", [])),
+        _one_shot(report),
+        _plots(plots),
+        _what_was_run(report),
+        _definitions(report),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table: the first column to the left, the others to the right.
+
+    Example:
+      >>> print(table(["model", "loss"], [["dense", "2.1"]]))
+      | model | loss |
+      | :-- | --: |
+      | dense | 2.1 |
+    """
+    rule = [":--", *["--:"] * (len(header) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *rows))
+
+
+def _quality(models: Sequence[Report]) -> str:
+    if not models:
+        return "## Models\n\nNo model was evaluated."
+    header = ["model", "zeros in pruned matrices", "zeros in all", "tokens"]
+    for domain in domains(models):
+        header += [f"{domain} loss", "perplexity", "bits/byte", "gap"]
+    rows = []
+    for row in models:
+        cells = [
+            row["name"],
+            percent(row.get("sparsity_pruned")),
+            percent(row.get("sparsity_total")),
+            count(row.get("tokens")),
+        ]
+        for domain in domains(models):
+            numbers = row.get("domains", {}).get(domain, {})
+            cells += [
+                number(numbers.get("loss")),
+                number(numbers.get("perplexity"), ".2f"),
+                number(numbers.get("bits_per_byte")),
+                percent(row.get("gap", {}).get(domain), "+.2f"),
+            ]
+        rows.append(cells)
+    return f"## Models\n\n{table(header, rows)}"
+
+
+def _cost(models: Sequence[Report]) -> str:
+    names = ("seconds", "tokens_per_second", "training_flops_dense_equivalent")
+    if not any(row.get(name) is not None for row in models for name in names):
+        return ""
+    header = ["model", "tokens", "time of its stage", "tokens/s"]
+    header += ["training flops, dense", "training flops, non-zero"]
+    rows = [
+        [
+            row["name"],
+            count(row.get("tokens")),
+            duration(row.get("seconds")),
+            number(row.get("tokens_per_second"), ",.0f"),
+            _flops(row.get("training_flops_dense_equivalent")),
+            _flops(row.get("training_flops_nonzero")),
+        ]
+        for row in models
+    ]
+    return f"## What it cost\n\n{table(header, rows)}"
+
+
+def _one_shot(report: Report) -> str:
+    rows = report.get("one_shot", [])
+    if not rows:
+        return ""
+    sparsities = sorted({row["sparsity"] for row in rows})
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    parts = [
+        "## One-shot pruning, no training after it",
+        "Held-out loss of the dense model pruned in one step; the lowest of each "
+        "column is bold.",
+    ]
+    for domain in domains(rows):
+        losses = {
+            (row["method"], row["sparsity"]): loss_of(row, domain) for row in rows
+        }
+        best = {}
+        for sparsity in sparsities:
+            found = [losses.get((method, sparsity)) for method in methods]
+            best[sparsity] = min((x for x in found if x is not None), default=None)
+        lines = [
+            [
+                method,
+                *(_cell(losses.get((method, s)), best[s]) for s in sparsities),
+            ]
+            for method in methods
+        ]
+        dense = next(
+            (row for row in report.get("models", []) if row["name"] == "dense"), {}
+        )
+        if loss_of(dense, domain) is not None:
+            lines.append(["dense", *[number(loss_of(dense, domain))] * len(sparsities)])
+        parts.append(table([domain, *(percent(s) for s in sparsities)], lines))
+    return "\n\n".join(parts)
+
+
+def _cell(loss: Number | None, best: Number | None) -> str:
+    text = number(loss)
+    return f"**{text}**" if loss is not None and loss == best else text
+
+
+def _plots(plots: Mapping[str, str]) -> str:
+    if not plots:
+        return ""
+    parts = ["## Plots"]
+    for name, caption in plots.items():
+        parts += [f"![{caption}]({name})", caption]
+    return "\n\n".join(parts)
+
+
+def _what_was_run(report: Report) -> str:
+    parts = ["## What was run"]
+    if report.get("command"):
+        parts.append(f"```\n{report['command']}\n```")
+    top = {
+        "Python": report.get("python"),
+        "config sha256": report.get("config_sha256"),
+        **report.get("versions", {}),
+    }
+    titles = ("model", "corpus", "data", "calibration", "evaluation")
+    facts = _facts({key: value for key, value in top.items() if value is not None})
+    parts += [facts] if facts else []
+    for title in titles:
+        if report.get(title):
+            parts.append(f"**{title.capitalize()}**\n\n{_facts(report[title])}")
+    return "\n\n".join(parts) if len(parts) > 1 else ""
+
+
+def _facts(values: Mapping[str, Any]) -> str:
+    """A list of facts; the leaves of a nested fact share its line."""
+    return "\n".join(
+        f"- {_words(key)}: {_fact(value)}" for key, value in values.items()
+    )
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, Mapping):
+        inner = (f"{_words(k)} {_fact(v)}" for k, v in value.items())
+        return "; ".join(inner) if value else MISSING
+    if isinstance(value, list | tuple):
+        return ", ".join(_fact(item) for item in value) or MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:g}"
+    text = MISSING if value is None else " ".join(str(value).split())
+    return f"`{text}`" if len(text) >= 32 and " " not in text else text
+
+
+def _words(key: Any) -> str:
+    return str(key).replace("_", " ")
+
+
+def _flops(value: Number | None) -> str:
+    return number(value, ".3e").replace("e+", "e")
+
+
+def _definitions(report: Report) -> str:
+    window = report.get("evaluation", {}).get("window")
+    cut = f"windows of {window} tokens" if window else "windows of N tokens"
+    lines = [
+        f"Loss is nats per token on held-out text never trained on: one stream per "
+        f"domain, encoded without special tokens, non-overlapping {cut}, the first "
+        "token of each only read, a ragged tail dropped. Perplexity is its "
+        "exponential; bits per byte divide by the UTF-8 bytes of the predicted "
+        "tokens. Perplexities over other windows or tokenizers do not compare.",
+        "Tokens are cumulative: those of the models it came from are included.",
+        "Gap is loss / control loss - 1 at the same cumulative tokens. The control "
+        "repeats the sparse stages with identical batches, optimizer resets and "
+        "learning rates, and no weight pruned. A dash: no control at these tokens.",
+        "Zeros in pruned matrices count the matrices that a pattern applies to; zeros "
+        "in all count every parameter, embeddings and norms included, and are what a "
+        "file can save at most.",
+        "Training flops are cumulative, per token 6 x (weights of matmuls, head "
+        "included) + 6 L d T. Dense: what this hardware executed, zeros included; "
+        "non-zero: what hardware that skips zeros would execute.",
+        "Time is this stage alone; tokens/s is the rate of its training.",
+    ]
+    text = "\n".join(f"- {line}" for line in lines)
+    return f"## How the numbers are defined\n\n{text}"

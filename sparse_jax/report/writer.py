@@ -1,0 +1,107 @@
+"""Writes report.json, report.md and its plots, each file atomically."""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sparse_jax.report.gap import add_gaps
+from sparse_jax.report.markdown import markdown
+from sparse_jax.report.plots import draw_plots
+from sparse_jax.types import InputError
+
+
+def write_report(
+    report: Mapping[str, Any],
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    directory: str | os.PathLike[str],
+) -> dict[str, Any]:
+    """Writes report.md, report.json and the plots.
+
+    Equal numbers give equal bytes: nothing carries a date. Entries that are missing are
+    left out of the report, and numbers that are missing print as a dash.
+
+    Args:
+      report: plain data:
+        name, config_sha256, python, command, versions: of the run;
+        corpus, data, model, calibration, evaluation: facts, listed as they are;
+        models: rows of name, sparsity_pruned, sparsity_total, tokens (cumulative),
+          domains {domain: {loss, perplexity, bits_per_byte, tokens, bytes}}, gap
+          (added where it is missing), seconds, tokens_per_second,
+          training_flops_dense_equivalent, training_flops_nonzero;
+        one_shot: rows of method, sparsity, domains;
+        layers: {model name: rows of path, layer, sparsity}.
+      histories: rows of `train.metrics` by stage, `tokens` cumulative; those whose name
+        begins with `dense_control` are the control's.
+      directory: where the files go; made if it is missing.
+
+    Returns:
+      The report as written to report.json.
+
+    Raises:
+      InputError: an entry lacks what identifies it, or the disk cannot be written.
+    """
+    report = complete(report)
+    directory = pathlib.Path(directory)
+    captions = {}
+    for name, (png, caption) in draw_plots(report, histories).items():
+        write_file(directory / name, png)
+        captions[name] = caption
+    write_file(directory / "report.md", markdown(report, captions).encode())
+    text = json.dumps(report, indent=2, allow_nan=False) + "\n"
+    write_file(directory / "report.json", text.encode())
+    return report
+
+
+def complete(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report as plain JSON data with its gaps; NaN and infinities become null."""
+    for section, keys in (("models", ("name",)), ("one_shot", ("method", "sparsity"))):
+        for index, row in enumerate(report.get(section, [])):
+            for key in keys:
+                if row.get(key) is None:
+                    raise InputError(
+                        f"report.{section}[{index}] has no {key!r}, found "
+                        f"{sorted(row)}; every row needs {list(keys)}"
+                    )
+    plain = _plain(report)
+    if "models" in plain:
+        with_gaps = add_gaps(plain["models"])
+        plain["models"] = [
+            row if row.get("gap") else full
+            for row, full in zip(plain["models"], with_gaps, strict=True)
+        ]
+    return plain
+
+
+def write_file(path: pathlib.Path, content: bytes) -> None:
+    """Replaces a file in one step, so that a kill leaves the old one or the new one."""
+    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); "
+            "free some space or choose another --workdir"
+        ) from error
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

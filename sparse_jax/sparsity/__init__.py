@@ -1,0 +1,26 @@
+"""Patterns, masks, scores, schedules and reports of sparse weights."""
+
+from sparse_jax.sparsity import masks, schedule, scores
+from sparse_jax.sparsity.parse import parse
+from sparse_jax.sparsity.patterns import (
+    NM,
+    Block,
+    Group,
+    Pattern,
+    Unstructured,
+)
+from sparse_jax.sparsity.report import sparsity_report, sparsity_rows
+
+__all__ = [
+    "NM",
+    "Block",
+    "Group",
+    "Pattern",
+    "Unstructured",
+    "masks",
+    "parse",
+    "schedule",
+    "scores",
+    "sparsity_report",
+    "sparsity_rows",
+]

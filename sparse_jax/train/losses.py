@@ -1,0 +1,74 @@
+"""Training losses: hashable callables of (params, batch, teacher).
+
+A loss receives effective weights (masks already applied), so it never sees masks. It
+returns sums, not means: sums over micro-batches and devices add up exactly.
+"""
+
+import dataclasses
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+from jaxtyping import Array, Float
+
+from sparse_jax import models
+from sparse_jax.types import Batch, Params
+
+
+class LossSum(NamedTuple):
+    """A weighted sum of per-token losses.
+
+    Attributes:
+      total: float32 scalar, sum of weight x loss; the quantity differentiated.
+      weight: float32 scalar, sum of the weights; total / weight is the mean loss.
+      parts: named sums to report, each divided by `weight` like the total.
+    """
+
+    total: Float[Array, ""]
+    weight: Float[Array, ""]
+    parts: dict[str, jax.Array]
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """The loss seam of a training step; implementations are frozen dataclasses."""
+
+    def __call__(self, params: Params, batch: Batch, teacher: Params | None) -> LossSum:
+        """Loss of `params` on `batch`; `teacher` holds frozen weights or is None."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NextToken:
+    """Cross-entropy of the next token; a teacher is ignored.
+
+    Attributes:
+      model: architecture.
+      compute: dtype, remat and chunk sizes.
+      isolate_documents: attention stays inside a document of a packed row.
+    """
+
+    model: models.LlamaConfig
+    compute: models.Compute = models.Compute()
+    isolate_documents: bool = False
+
+    def __call__(
+        self, params: Params, batch: Batch, teacher: Params | None = None
+    ) -> LossSum:
+        """See `Loss`."""
+        del teacher
+        x_BTD = models.hidden(
+            params,
+            batch.tokens,
+            self.model,
+            self.compute,
+            positions=batch.positions,
+            segment_ids=batch.segment_ids if self.isolate_documents else None,
+        )
+        total = models.cross_entropy(
+            x_BTD,
+            models.head(params, x_BTD.dtype),
+            batch.targets,
+            batch.loss_weights,
+            self.compute.loss_chunk,
+        )
+        return LossSum(total, batch.loss_weights.sum(), {})

@@ -1,0 +1,125 @@
+"""One training step: a pure, jitted function of (state, batch, learning rate)."""
+
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from sparse_jax import mesh
+from sparse_jax.ops import MaskMode
+from sparse_jax.sparsity import masks as masks_lib
+from sparse_jax.train.losses import Loss, LossSum
+from sparse_jax.train.optimizer import OptimizerConfig
+from sparse_jax.types import Batch, Masks, Params, State
+
+Metrics = Mapping[str, jax.Array]
+
+
+def init_state(
+    params: Params,
+    masks: Masks,
+    optimizer: OptimizerConfig,
+    *,
+    rng: jax.Array,
+    data: int = 0,
+) -> State:
+    """A fresh state at step 0 with the masks applied to the parameters.
+
+    It owns copies: training gives its buffers away, the caller keeps `params`.
+    """
+    params = jax.tree.map(jnp.copy, masks_lib.apply(params, masks))
+    masks = jax.tree.map(jnp.copy, masks)
+    return State(
+        step=jnp.int32(0),
+        params=params,
+        masks=masks,
+        opt=optimizer.transformation().init(params),
+        rng=rng,
+        data=jnp.int32(data),
+        extra={},
+    )
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("loss", "optimizer", "accumulate", "mask_mode"),
+    donate_argnames="state",
+)
+def train_step(
+    state: State,
+    batch: Batch,
+    learning_rate: Float[Array, ""] | float,
+    teacher: Params | None = None,
+    *,
+    loss: Loss,
+    optimizer: OptimizerConfig,
+    accumulate: int = 1,
+    mask_mode: MaskMode = "fixed",
+) -> tuple[State, Metrics]:
+    """Takes one optimizer step.
+
+        w <- m * (w - lr * adamw(dL/dw)),   L on effective weights m * w
+
+    The learning rate is an argument, so that stages with other schedules share one
+    compilation; so do dense and masked stages, as long as both carry masks.
+
+    Args:
+      state: consumed; its buffers are reused.
+      batch: [B, T] arrays, B a multiple of `accumulate`.
+      learning_rate: of this step.
+      teacher: frozen weights handed to the loss.
+      loss: see `train.losses`.
+      optimizer: AdamW's configuration.
+      accumulate: micro-batches whose gradients are added up, one after the other.
+      mask_mode: see `ops.effective_weight`.
+
+    Returns:
+      The next state and float32 scalars: `loss` (mean nats per weighted token),
+      `grad_norm` (before clipping) and the loss's own parts.
+    """
+
+    def loss_sum(params: Params, micro: Batch) -> tuple[jax.Array, LossSum]:
+        effective = masks_lib.apply(params, state.masks, mode=mask_mode)
+        result = loss(effective, micro, teacher)
+        return result.total, result
+
+    grads, sums = _accumulate(loss_sum, state.params, batch, accumulate)
+    grads = jax.tree.map(lambda g: g / sums.weight, grads)
+    updates, opt = optimizer.transformation().update(grads, state.opt, state.params)
+    updates = jax.tree.map(lambda u: -learning_rate * u, updates)
+    params = optax.apply_updates(state.params, updates)
+    if mask_mode == "fixed":
+        # Gradients and moments are masked already; this makes it exact, whatever an
+        # optimizer adds.
+        params = masks_lib.apply(params, state.masks)
+    new_state = state.replace(
+        step=state.step + 1, data=state.data + 1, params=params, opt=opt
+    )
+    parts = {name: value / sums.weight for name, value in sums.parts.items()}
+    return mesh.constrain_tree(new_state), {
+        "loss": sums.total / sums.weight,
+        "grad_norm": optax.global_norm(grads),
+        **parts,
+    }
+
+
+def _accumulate(loss_sum, params, batch, accumulate):
+    """Sums gradients and losses over `accumulate` micro-batches."""
+    gradient = jax.grad(loss_sum, has_aux=True)
+    if accumulate == 1:
+        return gradient(params, batch)
+
+    def micro_batches(x_BT):
+        # Strided, so that every device keeps its own rows on a sharded batch axis.
+        return jnp.moveaxis(x_BT.reshape(-1, accumulate, x_BT.shape[1]), 1, 0)
+
+    def body(total, micro):
+        return jax.tree.map(jnp.add, total, gradient(params, micro)), None
+
+    micros = jax.tree.map(micro_batches, batch)
+    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], micros))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.scan(body, zeros, micros)[0]

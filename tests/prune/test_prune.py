@@ -1,0 +1,273 @@
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparse_jax.models import Compute, LlamaConfig, embed, forward, hidden, init
+from sparse_jax.prune import INPUTS, PruneConfig, hessians, prune, sample_windows, walk
+from sparse_jax.solvers import sparsegpt as sparsegpt_module
+from sparse_jax.sparsity import masks as mask_trees
+from sparse_jax.tree import leaf_paths
+from sparse_jax.types import InputError
+
+# Grouped-query attention, biases and tied embeddings all at once.
+CONFIG = LlamaConfig(
+    vocab_size=64,
+    d_model=32,
+    d_ff=48,
+    n_layers=2,
+    n_heads=4,
+    n_kv_heads=2,
+    max_seq_len=32,
+    tie_embeddings=True,
+    attention_bias=True,
+    mlp_bias=True,
+    init_std=0.2,
+)
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 64, (10, 16)), jnp.int32)
+LINEARS = [f"layers/{name}/kernel" for names in INPUTS.values() for name in names]
+
+
+@pytest.fixture(scope="module")
+def params():
+    return init(jax.random.key(0), CONFIG)
+
+
+def make_config(**changes):
+    return PruneConfig(**({"batch_size": 4} | changes))
+
+
+@pytest.fixture(scope="module")
+def half(params):
+    """Params, masks and rows at 50 %; the last batch of samples is a ragged one."""
+    return prune(params, None, TOKENS, CONFIG, make_config())
+
+
+def test_the_walker_gives_each_block_the_new_outputs(params):
+    seen = []
+
+    def scale(index, layer_params, inputs):
+        seen.append(jnp.concatenate(inputs))
+        return jax.tree.map(lambda leaf: leaf * 0.5, layer_params)
+
+    done = []
+    new = walk(
+        params,
+        TOKENS,
+        CONFIG,
+        Compute(),
+        scale,
+        batch_size=4,
+        progress=lambda *counts: done.append(counts),
+    )
+    assert done == [(1, 2), (2, 2)]
+    np.testing.assert_array_equal(seen[0], embed(params, TOKENS))
+    first = {**new, "layers": jax.tree.map(lambda leaf: leaf[:1], new["layers"])}
+    # RMSNorm at the end hides only the scale: compare directions.
+    one_block = LlamaConfig(**(vars(CONFIG) | {"n_layers": 1}))
+    normed = hidden(first, TOKENS, one_block)
+    direction = seen[1] / jnp.sqrt(jnp.mean(seen[1] ** 2, -1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(normed, direction, atol=1e-5)
+    for path, leaf in leaf_paths(new).items():
+        factor = 0.5 if path.startswith("layers/") else 1.0
+        np.testing.assert_array_equal(leaf, leaf_paths(params)[path] * factor)
+
+
+def test_hessians_do_not_depend_on_the_batches(params):
+    layer = jax.tree.map(lambda leaf: leaf[0], params["layers"])
+    x = embed(params, TOKENS)
+    whole = hessians(layer, [x], CONFIG)
+    split = hessians(layer, [x[:4], x[4:8], x[8:]], CONFIG)
+    assert whole.keys() == INPUTS.keys()
+    for tap, hessian in whole.items():
+        np.testing.assert_allclose(split[tap], hessian, rtol=1e-4, atol=1e-5)
+    rms = jnp.mean(jnp.diagonal(whole["attention_in"]))  # normed inputs: 2 T / n * n
+    assert float(rms) == pytest.approx(2 * 16, rel=1e-3)
+
+
+def test_masks_are_exact_and_cover_the_linears_only(params, half):
+    pruned, masks, rows = half
+    for path, mask in leaf_paths(masks).items():
+        assert (mask is not None) == (path in LINEARS)
+        if mask is None:
+            np.testing.assert_array_equal(
+                leaf_paths(pruned)[path], leaf_paths(params)[path]
+            )
+        else:
+            count = int(mask[0].size * 0.5)
+            assert ((~mask).sum((1, 2)) == count).all()
+    assert mask_trees.violations(pruned, masks) == 0
+    assert [(row["layer"], row["path"]) for row in rows] == [
+        (layer, path) for layer in range(2) for path in LINEARS
+    ]
+    for row in rows:
+        assert row["sparsity"] == 0.5
+        assert 0 < row["relative_error"] < 1
+        assert row["damping"] == pytest.approx(0.01)
+        assert row["seconds"] > 0
+
+
+def test_sparsegpt_keeps_the_model_closest(params):
+    logits = forward(params, TOKENS, CONFIG)
+    error = {}
+    for solver in ("magnitude", "wanda", "sparsegpt"):
+        pruned, _, _ = prune(params, None, TOKENS, CONFIG, make_config(solver=solver))
+        error[solver] = float(
+            jnp.square(forward(pruned, TOKENS, CONFIG) - logits).sum()
+        )
+    assert error["sparsegpt"] < min(error["wanda"], error["magnitude"])
+
+
+@pytest.mark.parametrize("solver", ["magnitude", "wanda", "sparsegpt"])
+def test_a_second_pruning_is_nested(half, solver):
+    pruned, masks, _ = half
+    config = make_config(solver=solver, sparsity=0.7)
+    again, new_masks, rows = prune(pruned, masks, TOKENS, CONFIG, config)
+    mask_trees.check_nested(new_masks, masks)
+    assert mask_trees.violations(again, masks) == 0
+    for row, mask in zip(
+        rows[:7], map(leaf_paths(new_masks).get, LINEARS), strict=True
+    ):
+        assert (~mask[0]).sum() == int(mask[0].size * 0.7)
+        assert row["sparsity"] == pytest.approx(int(mask[0].size * 0.7) / mask[0].size)
+
+
+def test_without_nesting_zeros_may_come_back(half):
+    pruned, masks, _ = half
+    config = make_config(sparsity=0.25, nested=False)
+    _, new_masks, _ = prune(pruned, masks, TOKENS, CONFIG, config)
+    assert not mask_trees.is_nested(new_masks, masks)
+    kept, total = mask_trees.count(new_masks)
+    assert kept == total * 3 // 4
+
+
+def test_rules_give_matrices_their_own_patterns(params, half):
+    rules = (
+        ("layers/mlp/down/kernel", "dense"),
+        ("layers/attention/./kernel", "2:4"),
+        ("layers/mlp/up/kernel", "group:8@0.75"),
+        ("layers/mlp/gate/kernel", "pattern"),
+        (".*", "dense"),
+    )
+    config = make_config(rules=rules, sparsity=0.6)
+    pruned, masks, rows = prune(params, None, TOKENS, CONFIG, config)
+    assert masks["layers"]["mlp"]["down"]["kernel"] is None
+    sparsity = {row["path"].split("/")[2]: row["sparsity"] for row in rows}
+    assert sparsity == {
+        "q": 0.5,
+        "k": 0.5,
+        "v": 0.5,
+        "o": 0.5,
+        "up": 0.75,
+        "gate": pytest.approx(0.6, abs=1e-3),
+    }
+    # A rule that says dense does not revive what a nested prior has pruned.
+    half_pruned, half_masks, _ = half
+    config = make_config(
+        rules=((rules[3][0], "pattern"), (".*", "dense")), sparsity=0.8
+    )
+    pruned, masks, rows = prune(half_pruned, half_masks, TOKENS, CONFIG, config)
+    mask_trees.check_nested(masks, half_masks)
+    assert mask_trees.violations(pruned, half_masks) == 0
+    assert len(rows) == 2
+
+
+def test_magnitude_needs_no_text(params):
+    config = make_config(solver="magnitude", pattern="2:4")
+    pruned, masks, rows = prune(params, None, None, CONFIG, config)
+    assert mask_trees.violations(pruned, masks) == 0
+    assert {row["relative_error"] for row in rows} == {None}
+    calibrated, _, rows = prune(params, None, TOKENS, CONFIG, config)
+    assert 0 < rows[0]["relative_error"] < 1
+    kernel = pruned["layers"]["mlp"]["up"]["kernel"]
+    np.testing.assert_array_equal(calibrated["layers"]["mlp"]["up"]["kernel"], kernel)
+
+
+def test_results_repeat_bit_for_bit(params, half):
+    again, masks, _ = prune(params, None, TOKENS, CONFIG, make_config())
+    for path, leaf in leaf_paths(again).items():
+        np.testing.assert_array_equal(leaf, leaf_paths(half[0])[path])
+    for path, mask in leaf_paths(masks).items():
+        if mask is not None:
+            np.testing.assert_array_equal(mask, leaf_paths(half[1])[path])
+
+
+def test_nothing_compiles_again_for_another_sparsity(params, half, caplog):
+    compiled = sparsegpt_module._prune._cache_size()
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        prune(params, None, TOKENS, CONFIG, make_config(sparsity=0.6))
+        prune(params, None, TOKENS, CONFIG, make_config(sparsity=0.1))
+    assert sparsegpt_module._prune._cache_size() == compiled
+    assert "Compiling" not in caplog.text
+
+
+def test_sampled_windows_are_reproducible():
+    stream = np.arange(50, dtype=np.int32)
+    windows = sample_windows(stream, 8, 10, seed=1)
+    np.testing.assert_array_equal(windows, sample_windows(stream, 8, 10, seed=1))
+    assert (windows != sample_windows(stream, 8, 10, seed=2)).any()
+    assert (np.diff(windows, axis=1) == 1).all()
+    assert len(set(windows[:, 0].tolist())) == 8
+    assert sample_windows(stream, 8, 50, seed=0).shape == (8, 50)
+    with pytest.raises(InputError, match="50 tokens, fewer than one sequence of 51"):
+        sample_windows(stream, 8, 51, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sparsity": 1.0}, r"prune.sparsity must be in \[0, 1\)"),
+        ({"sparsity": float("nan")}, r"prune.sparsity must be in \[0, 1\)"),
+        ({"solver": "best"}, "solver 'best' is not known"),
+        ({"pattern": "4:2"}, "at most m = 2"),
+        ({"pattern": "rows"}, "'rows' is not known"),
+        ({"rules": ((".*", "thin"),)}, "'thin' is not known"),
+        ({"samples": 0}, "prune.samples must be at least 1"),
+        ({"block_size": 0}, "prune.block_size"),
+        ({"damping": -1.0}, "prune.damping"),
+    ],
+)
+def test_bad_config_is_named(changes, message):
+    with pytest.raises(InputError, match=message):
+        PruneConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "tokens", "message"),
+    [
+        ({"pattern": "1:5"}, TOKENS, "attention/k/kernel: .*input.* of 5, found 32"),
+        ({"rules": ((".*kernel", "pattern"),)}, TOKENS, "covered by none"),
+        ({"rules": ((".*", "pattern"),)}, TOKENS, "only the linears"),
+        ({}, None, "needs calibration tokens"),
+        ({}, TOKENS + 64, r"must be in \[0, 64\)"),
+        ({}, np.zeros((2, 64), np.int32), "longer than the model allows"),
+        ({}, np.zeros((0, 8), np.int32), "empty"),
+    ],
+)
+def test_bad_input_stops_before_any_work(params, changes, tokens, message):
+    blocks = []
+    with pytest.raises(InputError, match=message):
+        prune(
+            params,
+            None,
+            tokens,
+            CONFIG,
+            make_config(**changes),
+            progress=lambda *done: blocks.append(done),
+        )
+    assert not blocks
+
+
+def test_a_target_below_the_present_sparsity_is_an_error(half):
+    pruned, masks, _ = half
+    with pytest.raises(InputError, match=r"layers/attention/k/kernel: .*0.4 .*0\.5"):
+        prune(pruned, masks, TOKENS, CONFIG, make_config(sparsity=0.4))
+
+
+def test_activations_that_are_not_finite_are_named(params):
+    broken = jax.tree.map(lambda leaf: leaf, params)
+    broken["layers"]["attention_norm"]["scale"] = jnp.full((2, 32), jnp.inf)
+    with pytest.raises(InputError, match="Hessian of layers/attention/q/kernel"):
+        prune(broken, None, TOKENS, CONFIG, make_config())
