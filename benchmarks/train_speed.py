@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_jax import models, train
+from sparse_jax import host, models, train
 from sparse_jax.evaluate import training_flops_per_token
 from sparse_jax.models import sizes
 from sparse_jax.prune import PruneConfig
@@ -118,6 +118,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json")
     arguments = parser.parse_args()
+    host.keep_freed_memory()  # as the launchers do
     rows = [measure(size, arguments.repeats) for size in arguments.sizes.split(",")]
     print("size   tokens/s  matmul GFLOP/s  share of it  masked / dense step")
     for row in rows:

@@ -20,33 +20,53 @@ from sparse_jax.train import ScheduleConfig, TrainConfig
 from sparse_jax.types import InputError
 
 
-def sparse_chain(*retrain: tuple[float, dict[str, Any]]) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Retrain:
+    """One pruning step and the pretraining after it.
+
+    Attributes:
+      sparsity: of every linear of a block.
+      steps: optimizer steps after pruning, and of the control.
+      peak: highest learning rate of the sparse model.
+      control_peak: of the dense control, tuned as much.
+    """
+
+    sparsity: float
+    steps: int
+    peak: float
+    control_peak: float
+
+
+def sparse_chain(*retrain: Retrain) -> dict[str, Any]:
     """The paper's stages, with their control, as keywords of a Recipe.
 
-    dense, then for every (sparsity, settings): SparseGPT, and sparse pretraining with
-    those settings of `Pretrain`. The dense control repeats the pretraining with the same
-    batches and schedules. One-shot solvers are compared on the dense model.
+    Dense pretraining; then SparseGPT and sparse pretraining, without warm-up, for each
+    step. The control repeats the pretraining on the same batches with its own peak
+    learning rate. One-shot solvers are compared on the dense model.
     """
     chain: dict[str, Any] = {"dense": Pretrain()}
     controls: dict[str, Any] = {}
     parent = control = "dense"
-    for sparsity, settings in retrain:
-        percent = f"{100 * sparsity:g}".replace(".", "_")
-        chain[f"one_shot_{percent}"] = Prune(parent=parent, sparsity=sparsity)
-        parent = f"trained_{percent}"
-        chain[parent] = Pretrain(parent=f"one_shot_{percent}", **settings)
-        last = (sparsity, settings) == retrain[-1]
-        name = "dense_control" if last else f"dense_control_{percent}"
-        controls[name] = Pretrain(parent=control, **settings)
-        control = name
+    for step in retrain:
+        percent = f"{100 * step.sparsity:g}".replace(".", "_")
+        pruned, trained = f"one_shot_{percent}", f"trained_{percent}"
+        chain[pruned] = Prune(parent=parent, sparsity=step.sparsity)
+        chain[trained] = _retrain(pruned, step.steps, step.peak)
+        name = "dense_control" if step is retrain[-1] else f"dense_control_{percent}"
+        controls[name] = _retrain(control, step.steps, step.control_peak)
+        parent, control = trained, name
     chain |= controls
     chain["one_shot"] = OneShot(parent="dense")
     chain["export"] = Export(parent=parent)
     return {"stages": chain, "order": tuple(chain), "final": parent}
 
 
-def embedded(name: str, *retrain: tuple[float, dict[str, Any]]) -> Recipe:
-    """0.5M parameters on the embedded corpus, for two CPU cores."""
+def _retrain(parent: str, steps: int, peak: float) -> Pretrain:
+    return Pretrain(parent=parent, steps=steps, peak=peak, warmup_steps=0)
+
+
+def embedded(name: str, *retrain: Retrain) -> Recipe:
+    """A small model on the embedded corpus, for two CPU cores."""
     model = sizes.get("tiny")
     return Recipe(
         name=name,
@@ -54,7 +74,7 @@ def embedded(name: str, *retrain: tuple[float, dict[str, Any]]) -> Recipe:
         compute=Compute(scan_unroll=model.n_layers),
         data=DataConfig(vocab_size=model.vocab_size, heldout_limit=250_000),
         train=TrainConfig(
-            steps=1200,
+            steps=1100,
             batch_size=8,
             seq_len=128,
             schedule=ScheduleConfig(
@@ -66,7 +86,7 @@ def embedded(name: str, *retrain: tuple[float, dict[str, Any]]) -> Recipe:
     )
 
 
-def smoke(recipe: Recipe, *retrain: tuple[float, dict[str, Any]]) -> Recipe:
+def smoke(recipe: Recipe, *retrain: Retrain) -> Recipe:
     """Every stage of an embedded recipe for a few steps; the numbers mean nothing."""
     return dataclasses.replace(
         recipe,
@@ -74,11 +94,11 @@ def smoke(recipe: Recipe, *retrain: tuple[float, dict[str, Any]]) -> Recipe:
         data=dataclasses.replace(recipe.data, heldout_limit=20_000),
         train=dataclasses.replace(recipe.train, steps=20, checkpoint_every=10),
         prune=dataclasses.replace(recipe.prune, samples=16),
-        **sparse_chain(*((s, settings | {"steps": 20}) for s, settings in retrain)),
+        **sparse_chain(*(dataclasses.replace(step, steps=20) for step in retrain)),
     )
 
 
-def llama2_7b(name: str, *retrain: tuple[float, dict[str, Any]]) -> Recipe:
+def llama2_7b(name: str, *retrain: Retrain) -> Recipe:
     """Llama-2-7B on web text and Python, for a pod of 256 chips.
 
     The weights come from `--config.init=DIR`, which brings its tokenizer. Batch, length

@@ -10,7 +10,7 @@ from typing import TypeVar
 from absl import app, flags
 from absl import logging as absl_logging
 
-from sparse_jax import schema
+from sparse_jax import host, schema
 from sparse_jax.types import InputError
 
 T = TypeVar("T")
@@ -19,15 +19,20 @@ T = TypeVar("T")
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 _DISK = re.compile(
-    r"[^\n]*(No space left on device|Read-only file system|Permission denied)[^\n]*"
+    "No space left on device|Read-only file system|Permission denied"
+    "|File too large|Disk quota exceeded"
 )
 
 
 def run(main: Callable[[], None]) -> None:
     """Parses flags and runs `main`; bad input ends in one sentence and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    absl_logging.set_verbosity(absl_logging.WARNING)  # orbax reports every file
+    absl_logging.set_verbosity(absl_logging.ERROR)  # orbax reports every file
+    # What orbax logs with a traceback it raises as well, and that is handled below.
+    absl_logging.get_absl_logger().addFilter(lambda record: not record.exc_info)
+    sys.unraisablehook = _unraisable
     logging.getLogger("jax").setLevel(logging.WARNING)  # and jax every backend it lacks
+    host.keep_freed_memory()
     app.run(lambda _: _guarded(main), flags_parser=_parse)
 
 
@@ -39,23 +44,40 @@ def _guarded(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         _stop("interrupted; run the same command again to continue")
     except Exception as error:
-        if isinstance(error, OSError) and error.filename and _DISK.search(str(error)):
-            _stop(f"{error.filename}: {error.strerror}; put it right and run again")
         if found := _DISK.search(str(error)):
-            _stop(f"{found[0].strip()}; put it right and run again")
+            _stop(
+                f"{_path_in(error)}: cannot be written ({found[0]}); put it right and "
+                "run the same command again to continue"
+            )
         raise
+
+
+def _path_in(error: Exception) -> str:
+    """The file that a system's error, or a sentence of orbax, is about."""
+    if isinstance(error, OSError) and error.filename:
+        return str(error.filename)
+    quoted = re.search(r"""["'](/[^"']+)["']""", str(error))
+    return quoted[1].partition(".orbax-checkpoint-tmp")[0] if quoted else "a file"
+
+
+def _unraisable(found) -> None:
+    # Orbax's writers that outlive a failed save; the failure itself is reported.
+    if str(found.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(found)
 
 
 def _parse(arguments: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(arguments)
     except flags.Error as error:
-        _stop(str(error))
-    except AttributeError as error:
-        # ml_collections' error for a field that the config does not have.
-        _stop(_unknown_field(arguments, str(error)))
-    except FileNotFoundError as error:
-        _stop(f"{error.filename}: there is no such config file")
+        _stop(_flag_error(error))
+    except (AttributeError, KeyError) as error:
+        # ml_collections' errors for a field that the config does not have.
+        if sentence := _unknown_field(arguments, str(error)):
+            _stop(sentence)
+        raise  # an error inside the config file
+    except OSError as error:
+        _stop(_missing_config(error))
     except InputError as error:
         _stop(str(error))
     if len(rest) > 1:
@@ -63,14 +85,32 @@ def _parse(arguments: list[str]) -> list[str]:
     return rest
 
 
-def _unknown_field(arguments: list[str], message: str) -> str:
+def _unknown_field(arguments: list[str], message: str) -> str | None:
     names = re.findall(r"'([\w.]+)'", message.replace("\\'", "'"))
     near = re.search(r'Did you mean "(\w+)"', message)
-    wrong = names[0] if names else "a field"
-    flag = next((a for a in arguments if re.search(rf"\.{wrong}\b", a)), wrong)
+    wrong = names[0] if names else ""
+    flag = next((a for a in arguments if re.search(rf"\.{wrong}[.=]", a)), None)
+    if not wrong or flag is None:
+        return None
     field = flag.lstrip("-").split("=")[0]
     hint = f"; did you mean {near[1]}?" if near else ""
     return f"{field} is not a field of the config: there is no {wrong!r}{hint}"
+
+
+def _flag_error(error: BaseException | None) -> str:
+    """absl's message; of an InputError that a config file raised, that alone."""
+    message, cause = str(error), error
+    while cause is not None:
+        if isinstance(cause, InputError):
+            message = str(cause)  # the last is the first raised, the bare sentence
+        cause = cause.__cause__ or cause.__context__
+    return message
+
+
+def _missing_config(error: OSError) -> str:
+    """ml_collections lists every place it has tried over many lines."""
+    found = re.search(r"No such file or directory: '([^']+)'", str(error))
+    return f"{found[1]}: there is no such config file" if found else str(error)
 
 
 def _stop(message: str) -> None:
@@ -80,4 +120,8 @@ def _stop(message: str) -> None:
 
 def build(cls: type[T], config) -> T:
     """The frozen dataclass that a ConfigDict describes."""
-    return schema.build(cls, config.to_dict())
+    try:
+        values = config.to_dict()
+    except OSError as error:  # a config file that is not there shows only when used
+        raise InputError(_missing_config(error)) from error
+    return schema.build(cls, values)

@@ -15,7 +15,7 @@ from absl import flags
 
 from sparse_jax import data, io, schema
 from sparse_jax.evaluate import evaluate
-from sparse_jax.report import write_file
+from sparse_jax.files import write_file
 from sparse_jax.types import InputError
 
 MODEL = flags.DEFINE_string("model", None, "Hugging Face, run or stage directory.")

@@ -77,7 +77,7 @@ def current() -> Mesh:
     return make_mesh() if mesh.empty else mesh
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
+def check_batch(batch_size: int, mesh: Mesh | AbstractMesh) -> None:
     """Raises InputError when a batch does not divide over the mesh's batch axes."""
     shards = math.prod(mesh.shape[axis] for axis in BATCH)
     if batch_size % shards:

@@ -41,7 +41,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
       sparse_jax.types.InputError: config.step is not a field; did you mean ...
     """
     hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # pyrefly: ignore[bad-argument-type]
     for name in values:
         if name not in fields and not (name == "kind" and hasattr(cls, "kind")):
             raise InputError(unknown_field(where, name, fields))
@@ -108,11 +108,11 @@ def convert(hint: Any, value: Any, where: str) -> Any:
             raise InputError(f"{where} must be a mapping, got {value!r}")
         return {k: convert(options[1], v, f"{where}.{k}") for k, v in value.items()}
     if dataclasses.is_dataclass(hint):
-        if isinstance(value, hint):  # type: ignore[arg-type]
+        if isinstance(value, hint):
             return value
         if not isinstance(value, Mapping):
             raise InputError(f"{where} must be a {hint.__name__}, got {value!r}")
-        return build(hint, value, where)  # type: ignore[arg-type]
+        return build(hint, value, where)
     if hint is Any:
         return value
     return _convert_scalar(hint, value, where)

@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "sparse_jax"
 
 LEVELS = (
-    {"types", "tree", "schema", "mesh"},
+    {"types", "tree", "schema", "mesh", "files", "host"},
     {"kernels"},
     {"ops"},
     {"sparsity", "quant", "solvers"},
@@ -25,6 +25,7 @@ SIBLINGS = {
     ("tree", "types"),
     ("schema", "types"),
     ("mesh", "types"),
+    ("files", "types"),
     ("mesh", "tree"),
     ("solvers", "sparsity"),
     ("io", "data"),
@@ -34,7 +35,7 @@ SIBLINGS = {
 FOREIGN = {
     "absl": {"launch", "configs", "benchmarks"},
     "ml_collections": {"launch", "configs", "benchmarks"},
-    "configs": {"launch", "configs"},
+    "configs": {"launch", "configs", "benchmarks"},
     "torch": {"tests/parity", "benchmarks"},
     "transformers": {"tests/parity", "benchmarks"},
 }
@@ -128,7 +129,7 @@ def test_files_and_functions_are_short(path):
 def test_launchers_are_thin(path):
     lines = len(path.read_text(encoding="utf-8").splitlines())
     # cli.py is what the launchers share.
-    assert lines <= (120 if path.name == "cli.py" else 80), f"{label(path)}: {lines}"
+    assert lines <= (140 if path.name == "cli.py" else 80), f"{label(path)}: {lines}"
 
 
 @pytest.mark.parametrize(

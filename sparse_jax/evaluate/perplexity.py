@@ -106,7 +106,7 @@ def evaluate(
     Raises:
       InputError: the stream is shorter than one window, the window is longer than the
         model allows, or a token id is outside the vocabulary.
-      FloatingPointError: the loss is NaN or infinite.
+        Also when the loss is NaN or infinite.
 
     Example:
       >>> from sparse_jax.models import sizes
@@ -126,7 +126,7 @@ def evaluate(
         for batch in _batches(ids_WN, settings.batch_size)
     )
     if not math.isfinite(total):
-        raise FloatingPointError(
+        raise InputError(
             f"{data or 'evaluation'}: the loss is {total}; the weights hold NaN or "
             "overflow, so use an earlier checkpoint or a wider dtype"
         )

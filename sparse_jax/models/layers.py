@@ -10,7 +10,7 @@ from sparse_jax.models.config import RopeConfig
 
 
 def rms_norm(
-    x: Float[Array, "*B D"], scale_D: Float[Array, "D"], eps: float
+    x: Float[Array, "*B D"], scale_D: Float[Array, " D"], eps: float
 ) -> Float[Array, "*B D"]:
     """x / sqrt(mean(x^2) + eps) * scale, computed in float32 (arXiv 1910.07467)."""
     x32 = x.astype(jnp.float32)
@@ -20,7 +20,7 @@ def rms_norm(
 
 def rope_frequencies(
     rope: RopeConfig, head_dim: int, max_seq_len: int, length: int
-) -> Float[Array, "half"]:
+) -> Float[Array, " half"]:
     """Angular frequency of each pair of head dimensions, in radians per position.
 
     The i-th of H / 2 frequencies is theta^(-2 i / H), then adapted by `rope.kind`.
@@ -49,7 +49,7 @@ def rope_frequencies(
 
 
 def rope_tables(
-    positions_BT: Int[Array, "B T"], frequency: Float[Array, "half"]
+    positions_BT: Int[Array, "B T"], frequency: Float[Array, " half"]
 ) -> tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]:
     """Cosine and sine of position x frequency, broadcastable over heads."""
     angle = positions_BT[:, :, None, None].astype(jnp.float32) * frequency

@@ -6,6 +6,8 @@ Parameters are a plain nested dict; layers are stacked on axis 0 and scanned. Th
 never sees masks: a caller applies them to the parameters (`sparsity.masks.apply`).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -31,7 +33,9 @@ def init(key: jax.Array, config: LlamaConfig) -> Params:
       (2, 352, 128)
     """
     tokens_BT = jnp.zeros((1, 2), jnp.int32)
-    return Llama(config).init(key, tokens_BT, None, None, None)["params"]
+    # Any: Flax types its results for frozen dicts and mutable collections, too.
+    variables: Any = Llama(config).init(key, tokens_BT, None, None, None)
+    return variables["params"]
 
 
 def abstract_params(config: LlamaConfig) -> Params:
@@ -64,9 +68,10 @@ def hidden(
       InputError: the sequence is longer than the model allows.
     """
     config.check_length(tokens_BT.shape[1])
-    return Llama(config, compute).apply(
+    x_BTD: Any = Llama(config, compute).apply(
         {"params": params}, tokens_BT, positions, segment_ids, gates
     )
+    return x_BTD
 
 
 def head(params: Params, dtype: jnp.dtype) -> Float[Array, "D V"]:
@@ -138,7 +143,7 @@ def block(
     (y_BTD, _), state = Block(config).apply(
         {"params": layer_params}, x_BTD, gates, *context, mutable=["taps"]
     )
-    taps = state["taps"]
+    taps: Any = state["taps"]
     return y_BTD, {
         "attention_in": taps["attention_in"],
         "attention_out_in": taps["attention"]["attention_out_in"],

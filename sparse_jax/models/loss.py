@@ -41,7 +41,7 @@ def cross_entropy(
     """
 
     def body(total, piece):
-        return total + _piece_loss(*piece, head_DV)[0], None
+        return total + _piece_loss(head_DV, *piece)[0], None
 
     pieces = _cut((x_BTD, targets_BT, weights_BT), chunk)
     return jax.lax.scan(body, jnp.float32(0.0), pieces)[0]
@@ -50,7 +50,7 @@ def cross_entropy(
 def _forward(x_BTD, head_DV, targets_BT, weights_BT, chunk):
     def body(carry, piece):
         total, grad_head_DV = carry
-        loss, pull_back = _piece_loss(*piece, head_DV)
+        loss, pull_back = _piece_loss(head_DV, *piece)
         grad_x, grad_head = pull_back()
         return (total + loss, grad_head_DV + grad_head), grad_x
 
@@ -70,7 +70,7 @@ def _backward(chunk, residuals, cotangent):
 cross_entropy.defvjp(_forward, _backward)
 
 
-def _piece_loss(x_BCD, targets_BC, weights_BC, head_DV):
+def _piece_loss(head_DV, x_BCD, targets_BC, weights_BC):
     """Loss of one piece, and a function that returns its two gradients."""
     logits_BCV = jnp.einsum(
         "bcd,dv->bcv", x_BCD, head_DV, preferred_element_type=jnp.float32

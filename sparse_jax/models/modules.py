@@ -173,7 +173,7 @@ def _residual_std(config: LlamaConfig) -> float:
 
 
 def _tap(module: nn.Module, name: str, x: jax.Array) -> None:
-    module.sow("taps", name, x, init_fn=lambda: None, reduce_fn=lambda _, new: new)
+    module.sow("taps", name, x, init_fn=lambda: x, reduce_fn=lambda _, new: new)
 
 
 def _remat(policy: str) -> type[nn.Module]:

@@ -35,7 +35,7 @@ _LLAMA32_ROPE = RopeConfig(
 
 SIZES: dict[str, LlamaConfig] = {
     "tiny": LlamaConfig(
-        vocab_size=1024,
+        vocab_size=2048,
         d_model=128,
         d_ff=352,
         n_layers=2,

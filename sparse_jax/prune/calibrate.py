@@ -25,7 +25,7 @@ INPUTS = {
 
 
 def sample_windows(
-    stream: Int[np.ndarray, "tokens"], samples: int, length: int, seed: int
+    stream: Int[np.ndarray, " tokens"], samples: int, length: int, seed: int
 ) -> Int[np.ndarray, "samples length"]:
     """Draws windows of `length` tokens at random places of a token stream.
 

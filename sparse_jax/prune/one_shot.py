@@ -65,21 +65,17 @@ def prune(
         do not fit the model; or for activations that are not finite.
     """
     patterns = plan(params, masks, config)
-    if tokens is None and config.solver != "magnitude":
-        raise InputError(f"solver {config.solver!r} needs calibration tokens")
     if tokens is not None:
         check_tokens(tokens, model_config)
-    priors = leaf_paths(masks) if masks is not None and config.nested else {}
-    priors_of_pruned = {
-        path: mask
-        for path, mask in priors.items()
-        if path in patterns and mask is not None
-    }
+    elif config.solver != "magnitude":
+        raise InputError(f"solver {config.solver!r} needs calibration tokens")
+    priors = _priors(masks, config)
+    binding = {p: m for p, m in priors.items() if p in patterns and m is not None}
     layer_masks: list[dict[str, jax.Array]] = []
     rows: list[Row] = []
 
     def prune_block(index: int, layer_params: Params, inputs: Inputs) -> Params:
-        layer_priors = take_layer(priors_of_pruned, index)
+        layer_priors = take_layer(binding, index)
         layer_params, masks_of_layer, rows_of_layer = solve_block(
             layer_params, inputs, patterns, layer_priors, model_config, config
         )
@@ -106,7 +102,7 @@ def plan(
         pattern does not divide its matrix, or it prunes less than `masks` do.
     """
     leaves = leaf_paths(params)
-    priors = leaf_paths(masks) if masks is not None and config.nested else {}
+    priors = _priors(masks, config)
     patterns = {}
     for path, pattern in leaf_paths(
         match_rules(config.pattern_rules(), params)
@@ -128,6 +124,11 @@ def plan(
                 raise InputError(f"{path}: {error}") from None
         patterns[path] = pattern
     return patterns
+
+
+def _priors(masks: Masks | None, config: PruneConfig) -> dict[str, Any]:
+    """Masks by path that the new ones must stay inside; None at dense leaves."""
+    return leaf_paths(masks) if masks is not None and config.nested else {}
 
 
 def solve_block(

@@ -115,8 +115,8 @@ class Recipe:
 
     Attributes:
       name: of the recipe; a working directory belongs to one.
-      init: Hugging Face directory to start from; the stages without a parent then load
-        it instead of training from random weights.
+      init: Hugging Face directory to start from; the stages with neither a parent nor
+        an architecture of their own then load it instead of training random weights.
       model: architecture of random weights.
       stages: name -> stage. A name is a folder of the working directory.
       order: the stages' names in the order they run.
@@ -157,7 +157,8 @@ class Recipe:
                 raise InputError(
                     f"stages.{name}: a stage's name is a folder; use letters, digits, _"
                 )
-            if stage.enabled and stage.parent not in {None, *seen}:
+            roots = {None} if isinstance(stage, Init | Pretrain) else set()
+            if stage.enabled and stage.parent not in roots | seen:
                 raise InputError(
                     f"stages.{name}.parent must be an enabled stage that runs before "
                     f"it, one of {sorted(seen)}, got {stage.parent!r}"
@@ -177,7 +178,8 @@ class Recipe:
             stage = self.stages[name]
             if not stage.enabled:
                 continue
-            if self.init is not None and stage.parent is None:
+            from_init = stage.parent is None and getattr(stage, "model", None) is None
+            if self.init is not None and from_init:
                 stage = Init(path=self.init)
             stages[name] = stage
         return stages

@@ -1,5 +1,8 @@
 """Runs a recipe from its first unfinished step to its report."""
 
+import dataclasses
+import hashlib
+import json
 import logging
 import os
 import pathlib
@@ -8,11 +11,12 @@ from typing import Any
 
 import jax
 
-from sparse_jax import io, mesh, models, train
+from sparse_jax import __version__, io, mesh, models, train
 from sparse_jax.data import Dataset, prepare
+from sparse_jax.files import read_json
+from sparse_jax.prune import PruneConfig
 from sparse_jax.recipe import workdir
-from sparse_jax.recipe.config import Init, OneShot, Pretrain, Prune, Recipe
-from sparse_jax.recipe.files import read_json
+from sparse_jax.recipe.config import Init, OneShot, Pretrain, Prune, Recipe, Stage
 from sparse_jax.recipe.stages import RESULT, Context, Result, run_stage
 from sparse_jax.report import summary, write_report
 from sparse_jax.schema import to_dict
@@ -52,12 +56,13 @@ def run(
     directory = pathlib.Path(directory)
     devices = mesh.make_mesh(recipe.mesh)
     check(recipe, devices)
+    again = workdir.descendants(recipe, restart_from) if restart_from else []
     with workdir.open_workdir(directory, recipe), jax.set_mesh(devices):
-        if restart_from is not None:
-            workdir.restart_from(directory, recipe, restart_from)
         dataset = prepare(recipe.data_config(), progress=not quiet)
         check_data(recipe, dataset)
-        workdir.check_stages(directory, recipe, dataset.fingerprint)
+        workdir.check_stages(directory, recipe, dataset.fingerprint, but=again)
+        workdir.set_aside(directory, again)
+        workdir.record(directory, recipe)
         context = Context(recipe=recipe, dataset=dataset, quiet=quiet)
         results = _run_stages(context, directory)
         report = _report(context, directory, results)
@@ -87,30 +92,48 @@ def check(recipe: Recipe, devices: jax.sharding.Mesh) -> None:
     """Raises InputError for what can be known wrong before any work starts."""
     mesh.check_batch(recipe.train.batch_size // recipe.train.accumulate, devices)
     for name, stage in recipe.enabled_stages().items():
-        if isinstance(stage, Prune):
-            _check_prune(recipe, recipe.prune_config(stage), name)
-        elif isinstance(stage, OneShot):
-            _check_prune(recipe, recipe.prune, name)
-        elif isinstance(stage, Pretrain):
-            model = _root_model(recipe, name)
-            model.check_length(recipe.train_config(stage).seq_len)
-            model.check_length(recipe.evaluate.window)
+        try:
+            _check_stage(recipe, stage, _root_model(recipe, name))
+        except InputError as error:
+            raise InputError(f"stages.{name}: {error}") from error
+
+
+def _check_stage(recipe: Recipe, stage: Stage, model: models.LlamaConfig) -> None:
+    model.check_length(recipe.evaluate.window)
+    if isinstance(stage, Pretrain):
+        model.check_length(recipe.train_config(stage).seq_len)
+        _check_rules(recipe.prune, model)
+    for config in _prune_configs(recipe, stage):
+        model.check_length(config.sample_length)
+        _check_rules(config, model)
+
+
+def _prune_configs(recipe: Recipe, stage: Stage) -> list[PruneConfig]:
+    """The settings of every pruning that a stage does."""
+    if isinstance(stage, Prune):
+        return [recipe.prune_config(stage)]
+    if isinstance(stage, OneShot):
+        return [
+            dataclasses.replace(recipe.prune, solver=solver, sparsity=sparsity)
+            for sparsity in stage.sparsities
+            for solver in stage.solvers
+        ]
+    return []
 
 
 def _root_model(recipe: Recipe, name: str) -> models.LlamaConfig:
     """The architecture that a stage inherits from the root of its chain."""
     stages = recipe.enabled_stages()
-    while stages[name].parent is not None:
-        name = stages[name].parent
     stage = stages[name]
+    while stage.parent is not None:
+        stage = stages[stage.parent]
     if isinstance(stage, Init):
         return io.load_config(stage.path)
+    assert isinstance(stage, Pretrain)  # `Recipe` gives all other stages a parent
     return stage.model or recipe.model
 
 
-def _check_prune(recipe: Recipe, config, name: str) -> None:
-    model = _root_model(recipe, name)
-    model.check_length(config.sample_length)
+def _check_rules(config: PruneConfig, model: models.LlamaConfig) -> None:
     shapes = models.abstract_params(model)
     patterns = leaf_paths(match_rules(config.pattern_rules(), shapes))
     for path, leaf in leaf_paths(shapes).items():
@@ -139,8 +162,16 @@ def check_data(recipe: Recipe, dataset: Dataset) -> None:
                     process_count=jax.process_count(),
                 )
             )
+        for prune in _prune_configs(recipe, stage)[:1]:
+            dataset.calibration(1, prune.sample_length, prune.seed)
+    window = recipe.evaluate.window
     for domain in dataset.domains:
-        dataset.heldout(domain)
+        found = len(dataset.heldout(domain)[0])
+        if found < window:
+            raise InputError(
+                f"data.sources.{domain}: {found} held-out tokens are fewer than one "
+                f"window of {window}; hold out more text or lower evaluate.window"
+            )
 
 
 def _report(
@@ -169,7 +200,8 @@ def _report(
     report = {
         "name": recipe.name,
         "python": fingerprint["python"],
-        "versions": {"jax": jax.__version__},
+        "versions": {"sparse_jax": __version__, "jax": jax.__version__},
+        "config_sha256": _sha256(recipe),
         "corpus": fingerprint["corpus"],
         "data": {k: fingerprint[k] for k in ("tokenizer", "sources")},
         "model": to_dict(_root_model(recipe, recipe.final)),
@@ -192,6 +224,14 @@ def _report(
         },
     }
     return write_report(report, histories, directory)
+
+
+def _sha256(recipe: Recipe) -> str:
+    """Of everything in the config, but for where data is cached."""
+    config = dataclasses.replace(
+        recipe, data=dataclasses.replace(recipe.data, cache_dir=None)
+    )
+    return hashlib.sha256(json.dumps(to_dict(config)).encode()).hexdigest()
 
 
 def _heldout_row(result: Result) -> dict[str, Any]:

@@ -10,11 +10,14 @@ import time
 from typing import Any
 
 import jax
+import tqdm
 
 from sparse_jax import io, models, train
 from sparse_jax.data import Dataset
-from sparse_jax.evaluate import evaluate, training_flops_per_token
+from sparse_jax.evaluate import training_flops_per_token
+from sparse_jax.files import read_json, read_lines, write_json, write_line
 from sparse_jax.prune import PruneConfig, prune
+from sparse_jax.recipe import measure
 from sparse_jax.recipe.config import (
     Export,
     Init,
@@ -24,9 +27,7 @@ from sparse_jax.recipe.config import (
     Recipe,
     Stage,
 )
-from sparse_jax.recipe.files import read_json, read_lines, write_json, write_line
-from sparse_jax.sparsity import sparsity_report
-from sparse_jax.sparsity.masks import count, make_masks, violations
+from sparse_jax.sparsity.masks import make_masks, violations
 from sparse_jax.types import InputError, Masks, Params
 
 Result = dict[str, Any]
@@ -46,6 +47,11 @@ class Context:
     recipe: Recipe
     dataset: Dataset
     quiet: bool = False
+
+    def bar(self, name: str, total: int, unit: str) -> tqdm.tqdm:
+        """A progress bar with rate and time left; off unless on a terminal."""
+        off = True if self.quiet or jax.process_index() else None
+        return tqdm.tqdm(desc=name, total=total, unit=unit, disable=off)
 
 
 def run_stage(
@@ -84,10 +90,16 @@ def run_stage(
 
 
 def _init(name, stage, context, parent_dir, parent, directory) -> Result:
-    model = io.resolve(stage.path)
-    if model.params is None:
-        raise InputError(f"init: {stage.path} is a size without weights; name a model")
-    return _finish(context, directory, model.config, model.params, model.masks, parent)
+    found, params = _load(stage.path)
+    return _finish(context, directory, found.config, params, found.masks, parent)
+
+
+def _load(path: str | pathlib.Path) -> tuple[io.Model, Params]:
+    """A model and its weights."""
+    found = io.resolve(path)
+    if found.params is None:
+        raise InputError(f"init: {path} is a size without weights; name a model")
+    return found, found.params
 
 
 def _pretrain(name, stage, context, parent_dir, parent, directory) -> Result:
@@ -154,8 +166,8 @@ def _start(
 ) -> tuple[models.LlamaConfig, Params, Masks | None]:
     """The parent's model, or random weights."""
     if parent_dir is not None:
-        found = io.resolve(parent_dir)
-        return found.config, found.params, found.masks
+        found, params = _load(parent_dir)
+        return found.config, params, found.masks
     model = stage.model or recipe.model
     return (
         model,
@@ -166,58 +178,71 @@ def _start(
 
 def _prune(name, stage, context, parent_dir, parent, directory) -> Result:
     config = context.recipe.prune_config(stage)
-    found = io.resolve(parent_dir)
-    params, masks, rows = _run_prune(context, config, found)
+    found, params = _load(parent_dir)
+    with context.bar(name, found.config.n_layers, "block") as bar:
+        params, masks, rows = _run_prune(
+            context, config, found, params, lambda done, _: bar.update(done - bar.n)
+        )
     result = _finish(context, directory, found.config, params, masks, parent)
     return result | {"matrices": rows}
 
 
-def _run_prune(context: Context, config: PruneConfig, found: io.Model):
+def _run_prune(context, config: PruneConfig, found: io.Model, params, progress=None):
     tokens = context.dataset.calibration(
         config.samples, config.sample_length, config.seed
     )
     return prune(
-        found.params, found.masks, tokens, found.config, config, context.recipe.compute
+        params,
+        found.masks,
+        tokens,
+        found.config,
+        config,
+        context.recipe.compute,
+        progress,
     )
 
 
 def _one_shot(name, stage, context, parent_dir, parent, directory) -> Result:
     """Every row is kept as soon as it is known; a restart goes on after the last."""
     directory.mkdir(parents=True, exist_ok=True)
-    found = io.resolve(parent_dir)
+    found, dense = _load(parent_dir)
     rows = read_lines(directory / "rows.jsonl")
     done = {(row["method"], row["sparsity"]) for row in rows}
-    for sparsity in stage.sparsities:
-        for solver in stage.solvers:
-            if (solver, sparsity) in done:
-                continue
-            config = dataclasses.replace(
-                context.recipe.prune, solver=solver, sparsity=sparsity
-            )
-            params, masks, _ = _run_prune(context, config, found)
+    todo = [
+        dataclasses.replace(context.recipe.prune, solver=solver, sparsity=sparsity)
+        for sparsity in stage.sparsities
+        for solver in stage.solvers
+        if (solver, sparsity) not in done
+    ]
+    with context.bar(name, len(todo), "model") as bar:
+        for config in todo:
+            params, masks, _ = _run_prune(context, config, found, dense)
             row = {
-                "method": solver,
-                "sparsity": sparsity,
-                **_sparsity(params, masks),
-                "domains": _evaluate(context, found.config, params),
+                "method": config.solver,
+                "sparsity": config.sparsity,
+                **measure.sparsity(params, masks),
+                "domains": measure.heldout(
+                    context.recipe, context.dataset, found.config, params
+                ),
             }
             write_line(directory / "rows.jsonl", row)
             rows.append(row)
+            bar.update()
     return {"rows": rows}
 
 
 def _export(name, stage, context, parent_dir, parent, directory) -> Result:
-    found = io.resolve(parent_dir)
+    found, params = _load(parent_dir)
     io.save(
         directory / "model",
-        found.params,
+        params,
         found.config,
         masks=found.masks,
         tokenizer_files=context.dataset.tokenizer.files,
         dtype=stage.dtype,
         overwrite=True,
     )
-    return {"dtype": stage.dtype, **_sparsity(found.params, found.masks)}
+    return {"dtype": stage.dtype, **measure.sparsity(params, found.masks)}
 
 
 def _finish(
@@ -226,7 +251,7 @@ def _finish(
     config: models.LlamaConfig,
     params: Params,
     masks: Masks | None,
-    seen: dict[str, int],
+    seen: Result,
 ) -> Result:
     """Evaluates and saves the stage's model."""
     if masks is not None and (broken := violations(params, masks)):
@@ -248,40 +273,6 @@ def _finish(
     return {
         "tokens": seen["tokens"],
         "data": seen["data"],
-        **_sparsity(params, masks),
-        "domains": _evaluate(context, config, params),
+        **measure.sparsity(params, masks),
+        "domains": measure.heldout(context.recipe, context.dataset, config, params),
     }
-
-
-def _sparsity(params: Params, masks: Masks | None) -> Result:
-    counts = sparsity_report(params, masks or {})
-    return {
-        "parameters": counts["model"]["total"],
-        "sparsity_pruned": counts["pruned_matrices"]["sparsity"],
-        "sparsity_total": counts["model"]["sparsity"],
-        "kept": count(masks or {})[0],
-        "layers": counts["matrices"],
-    }
-
-
-def _evaluate(
-    context: Context, config: models.LlamaConfig, params: Params
-) -> dict[str, Result]:
-    """Every held-out domain's loss, perplexity and bits per byte."""
-    recipe, domains = context.recipe, {}
-    for domain in context.dataset.domains:
-        ids, nbytes = context.dataset.heldout(domain)
-        numbers = evaluate(
-            params,
-            config,
-            ids,
-            nbytes,
-            window=recipe.evaluate.window,
-            batch_size=recipe.evaluate.batch_size,
-            compute=recipe.compute,
-            data=domain,
-            split="heldout",
-            tokenizer=context.dataset.tokenizer.fingerprint,
-        )
-        domains[domain] = dataclasses.asdict(numbers)
-    return domains

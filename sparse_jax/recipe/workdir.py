@@ -3,11 +3,12 @@
 import fcntl
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any
 
 from sparse_jax import __version__
+from sparse_jax.files import disk_errors, read_json, write_json
 from sparse_jax.recipe.config import (
     Export,
     Init,
@@ -17,12 +18,11 @@ from sparse_jax.recipe.config import (
     Recipe,
     Stage,
 )
-from sparse_jax.recipe.files import read_json, write_json
 from sparse_jax.recipe.stages import RESULT
 from sparse_jax.schema import to_dict
 from sparse_jax.types import InputError
 
-RECIPE, STAGE = "recipe.json", "stage.json"
+RECIPE, STAGE, LOCK = "recipe.json", "stage.json", ".lock"
 
 _NO_EFFECT = ("checkpoint_every", "keep_checkpoints", "log_every")
 """Training fields that change files on the way, not the result."""
@@ -35,6 +35,49 @@ def open_workdir(directory: pathlib.Path, recipe: Recipe) -> Iterator[None]:
     Raises:
       InputError: it belongs to another recipe, is in use, or is no directory of ours.
     """
+    with disk_errors(directory):
+        lock = _lock(directory)
+    with lock:
+        _check_owner(directory, recipe)
+        if not (directory / RECIPE).exists():
+            record(directory, recipe)
+        yield
+
+
+def record(directory: pathlib.Path, recipe: Recipe) -> None:
+    """Writes the recipe that a working directory belongs to."""
+    values = {"name": recipe.name, "final": recipe.final, "version": __version__}
+    write_json(directory / RECIPE, values | {"config": to_dict(recipe)})
+
+
+def _lock(directory: pathlib.Path) -> IO[str]:
+    """Makes the directory, if it is not there, and locks it until the file closes."""
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory}: is a file; choose another --workdir")
+    if not (directory / RECIPE).exists() and _foreign(directory):
+        raise InputError(
+            f"{directory}: is not empty and holds no {RECIPE}; choose another --workdir"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = (directory / LOCK).open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise InputError(
+            f"{directory}: another process is working on it; wait for it, or "
+            "choose another --workdir"
+        ) from error
+    return lock
+
+
+def _foreign(directory: pathlib.Path) -> bool:
+    """Whether there is more than what a run killed at its very start leaves."""
+    ours = {LOCK, f".{RECIPE}.partial"}
+    return directory.is_dir() and any(p.name not in ours for p in directory.iterdir())
+
+
+def _check_owner(directory: pathlib.Path, recipe: Recipe) -> None:
     owner = directory / RECIPE
     if owner.exists():
         found = read_json(owner).get("name")
@@ -43,31 +86,10 @@ def open_workdir(directory: pathlib.Path, recipe: Recipe) -> Iterator[None]:
                 f"{directory}: belongs to the recipe {found!r}, not to "
                 f"{recipe.name!r}; choose another --workdir"
             )
-    elif directory.is_dir() and any(directory.iterdir()):
-        raise InputError(
-            f"{directory}: is not empty and holds no {RECIPE}; choose another --workdir"
-        )
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"{directory}: another process is working on it; wait for it, or "
-                "choose another --workdir"
-            ) from error
-        values = {"name": recipe.name, "final": recipe.final, "version": __version__}
-        write_json(owner, values | {"config": to_dict(recipe)})
-        yield
 
 
-def restart_from(directory: pathlib.Path, recipe: Recipe, first: str) -> list[str]:
-    """Moves a stage and all that descend from it aside, to `replaced/N/`.
-
-    Nothing is deleted.
-
-    Returns:
-      The stages that were moved.
+def descendants(recipe: Recipe, first: str) -> list[str]:
+    """A stage and all that descend from it, in the order they run.
 
     Raises:
       InputError: there is no such stage.
@@ -78,37 +100,53 @@ def restart_from(directory: pathlib.Path, recipe: Recipe, first: str) -> list[st
             f"--restart_from={first}: there is no such stage; choose one of "
             f"{list(stages)}"
         )
-    affected = {first}
+    affected = [first]
     for name, stage in stages.items():
         if stage.parent in affected:
-            affected.add(name)
-    moved = [
-        name for name in stages if name in affected and (directory / name).exists()
-    ]
+            affected.append(name)
+    return affected
+
+
+def set_aside(directory: pathlib.Path, names: Collection[str]) -> None:
+    """Moves stages to `replaced/N/`; nothing is deleted."""
     replaced = directory / "replaced"
     number = len(list(replaced.iterdir())) if replaced.exists() else 0
-    for name in moved:
+    # Children first, so that a kill leaves no child that was made by another parent.
+    for name in reversed([n for n in names if (directory / n).exists()]):
         target = replaced / str(number) / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(directory / name, target)
-    return moved
+        with disk_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(directory / name, target)
 
 
-def check_stages(directory: pathlib.Path, recipe: Recipe, data: dict[str, Any]) -> None:
+def check_stages(
+    directory: pathlib.Path,
+    recipe: Recipe,
+    data: dict[str, Any],
+    *,
+    but: Collection[str] = (),
+) -> None:
     """Compares the config of every stage that has begun with the one it began with.
 
     Args:
       directory: the working directory.
       recipe: as it is now.
       data: `Dataset.fingerprint`, so that changed data counts as well.
+      but: stages that are about to be done again.
 
     Raises:
-      InputError: naming the first field that differs, and how to go on.
+      InputError: naming the first field that differs, or a stage whose parent is
+        gone, and how to go on.
     """
     for name, stage in recipe.enabled_stages().items():
         path = directory / name / STAGE
-        if not path.exists():
+        if name in but or not path.exists():
             continue
+        if stage.parent and not (directory / stage.parent / RESULT).exists():
+            raise InputError(
+                f"{directory / name}: was made from {stage.parent}, which is not there "
+                f"any more; add --restart_from={stage.parent} to do both again"
+            )
         now, then = stage_config(recipe, stage, data), read_json(path)
         difference = _first_difference(then, now, f"{name}")
         if difference:

@@ -3,7 +3,7 @@
 from sparse_jax.report.gap import add_gaps, is_control, relative_gap
 from sparse_jax.report.markdown import markdown
 from sparse_jax.report.text import summary
-from sparse_jax.report.writer import write_file, write_report
+from sparse_jax.report.writer import write_report
 
 __all__ = [
     "add_gaps",
@@ -11,6 +11,5 @@ __all__ = [
     "markdown",
     "relative_gap",
     "summary",
-    "write_file",
     "write_report",
 ]

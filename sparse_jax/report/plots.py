@@ -255,19 +255,18 @@ def _draw_sparsity(report: Report, histories: Histories) -> tuple[Figure, str] |
     width = max(2.6, min(0.5 * depth, 8.0))
     height = 1.1 + 0.26 * len(paths)
     figure, axes = panels(len(layers), width=width, height=height, sharey=True)
-    image = None
     for axis, (name, rows) in zip(axes, layers.items(), strict=True):
         grid = np.full((len(paths), depth), np.nan)
         for row in rows:
             grid[paths.index(row["path"]), row.get("layer") or 0] = row["sparsity"]
-        image = axis.imshow(100 * grid, vmin=0, vmax=100, cmap="viridis", aspect="auto")
+        axis.imshow(100 * grid, vmin=0, vmax=100, cmap="viridis", aspect="auto")
         axis.set(title=words(name), xlabel="layer")
         axis.grid(False)
         axis.set_xticks(range(0, depth, max(1, depth // 8)))
         if depth <= 8:
             _write_cells(axis, 100 * grid)
     axes[0].set_yticks(range(len(paths)), [_short(path) for path in paths])
-    figure.colorbar(image, ax=list(axes), label="zeros (%)")  # type: ignore[arg-type]
+    figure.colorbar(axes[-1].images[0], ax=list(axes), label="zeros (%)")
     return figure, "Zeros in each pruned matrix, by layer, in percent."
 
 

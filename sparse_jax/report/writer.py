@@ -1,6 +1,5 @@
 """Writes report.json, report.md and its plots, each file atomically."""
 
-import contextlib
 import json
 import math
 import os
@@ -8,6 +7,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sparse_jax.files import write_file
 from sparse_jax.report.gap import add_gaps
 from sparse_jax.report.markdown import markdown
 from sparse_jax.report.plots import draw_plots
@@ -74,25 +74,6 @@ def complete(report: Mapping[str, Any]) -> dict[str, Any]:
             for row, full in zip(plain["models"], with_gaps, strict=True)
         ]
     return plain
-
-
-def write_file(path: pathlib.Path, content: bytes) -> None:
-    """Replaces a file in one step, so that a kill leaves the old one or the new one."""
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); "
-            "free some space or choose another --workdir"
-        ) from error
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from sparse_jax.sparsity.patterns import Pattern
 from sparse_jax.types import InputError
 
-Quantizer = Callable[[Float[Array, "out"], Int[Array, ""]], Float[Array, "out"]]
+Quantizer = Callable[[Float[Array, " out"], Int[Array, ""]], Float[Array, " out"]]
 """Rounds a column's weights: (values [out], index of the input) -> values [out].
 
 Arrays that it needs are bound with `jax.tree_util.Partial(function, array, ...)`, and

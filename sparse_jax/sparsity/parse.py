@@ -46,4 +46,5 @@ def parse(text: str, sparsity: float | None = None) -> Pattern:
     sizes = [int(size) for size in re.findall(r"\d+", shape)]
     if shape == "unstructured":
         return Unstructured(sparsity)
-    return Group(*sizes, sparsity) if len(sizes) == 1 else Block(*sizes, sparsity)
+    unit = Group if len(sizes) == 1 else Block
+    return unit(*sizes, sparsity=sparsity)

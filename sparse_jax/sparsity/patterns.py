@@ -12,19 +12,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool
 
 from sparse_jax.sparsity.select import is_concrete, quotas
-from sparse_jax.sparsity.units import dead_per_row, project_nm, project_units
+from sparse_jax.sparsity.units import (
+    Mask,
+    Matrix,
+    dead_per_row,
+    project_nm,
+    project_units,
+)
 from sparse_jax.types import InputError
 
-Matrix = Float[Array | np.ndarray, "*lead out in"]
-Mask = Bool[Array | np.ndarray, "*lead out in"]
+Kept = Bool[Array, "*lead out in"]
 
-
-def _static(default: Any = ...) -> Any:
-    keywords = {} if default is ... else {"default": default}
-    return field(metadata={"static": True}, **keywords)
+# JAX takes these fields into the tree's structure instead of its leaves.
+_STATIC = {"static": True}
 
 
 def _check_sparsity(sparsity: Any, where: str) -> None:
@@ -69,7 +72,7 @@ class Pattern:
         """What the (output, input) dimensions must be multiples of."""
         raise NotImplementedError
 
-    def project(self, scores: Matrix, prior_mask: Mask | None = None) -> Mask:
+    def project(self, scores: Matrix, prior_mask: Mask | None = None) -> Kept:
         """Keeps the highest scores that the pattern allows, with exact counts.
 
         Args:
@@ -96,8 +99,9 @@ class Pattern:
 class UnitPattern(Pattern):
     """A pattern that keeps or drops whole units of (out, in) neighbours by rank."""
 
+    # The patterns' own fields are frozen, which the type checker holds against them.
     sparsity: Any
-    per_row = False
+    per_row: bool = False
 
     @property
     def unit(self) -> tuple[int, int]:
@@ -118,7 +122,7 @@ class UnitPattern(Pattern):
             )
         return int(n_units * float(self.sparsity))
 
-    def project(self, scores: Matrix, prior_mask: Mask | None = None) -> Mask:
+    def project(self, scores: Matrix, prior_mask: Mask | None = None) -> Kept:
         """Keeps the units with the highest summed scores; see `Pattern.project`."""
         self.check(scores.shape)
         counts = self.counts(scores.shape, prior_mask)
@@ -163,8 +167,8 @@ class Unstructured(UnitPattern):
       [[False, False], [True, True]]
     """
 
-    sparsity: Any
-    per_row: bool = _static(False)
+    sparsity: Any  # pyrefly: ignore[bad-override]
+    per_row: bool = field(default=False, metadata=_STATIC)  # pyrefly: ignore[bad-override]
 
     def __post_init__(self):
         _check_sparsity(self.sparsity, "Unstructured")
@@ -191,8 +195,8 @@ class NM(Pattern):
       m: size of a group along the inputs; must divide them.
     """
 
-    n: int = _static()
-    m: int = _static()
+    n: int = field(metadata=_STATIC)
+    m: int = field(metadata=_STATIC)
 
     def __post_init__(self):
         _check_sizes("N:M pattern", n=self.n, m=self.m)
@@ -215,7 +219,7 @@ class NM(Pattern):
         """Fraction of zeros, 1 - n / m."""
         return 1.0 - self.n / self.m
 
-    def project(self, scores: Matrix, prior_mask: Mask | None = None) -> Mask:
+    def project(self, scores: Matrix, prior_mask: Mask | None = None) -> Kept:
         """Keeps the `n` highest scores of every group; see `Pattern.project`."""
         self.check(scores.shape)
         return project_nm(scores, as_prior(prior_mask, scores), self.n, self.m)
@@ -231,8 +235,8 @@ class Group(UnitPattern):
       sparsity: fraction of runs that are zero, in [0, 1).
     """
 
-    size: int = _static()
-    sparsity: Any = field()
+    size: int = field(metadata=_STATIC)
+    sparsity: Any = field()  # pyrefly: ignore[bad-override]
 
     def __post_init__(self):
         _check_sizes("Group", size=self.size)
@@ -258,9 +262,9 @@ class Block(UnitPattern):
       sparsity: fraction of tiles that are zero, in [0, 1).
     """
 
-    bi: int = _static()
-    bo: int = _static()
-    sparsity: Any = field()
+    bi: int = field(metadata=_STATIC)
+    bo: int = field(metadata=_STATIC)
+    sparsity: Any = field()  # pyrefly: ignore[bad-override]
 
     def __post_init__(self):
         _check_sizes("Block", bi=self.bi, bo=self.bo)

@@ -14,6 +14,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sparse_jax.sparsity.select import keep_highest, keep_per_group
 
+Matrix = Float[Array | np.ndarray, "*lead out in"]
+Mask = Bool[Array | np.ndarray, "*lead out in"]
+
 
 def group_units(
     values: Float[Array, "*lead out in"], unit: tuple[int, int]
@@ -32,30 +35,26 @@ def spread_units(
 
 
 def rank_units(
-    scores: Float[Array, "*lead out in"],
-    prior: Bool[Array, "*lead out in"],
-    unit: tuple[int, int],
+    scores: Matrix, prior: Mask, unit: tuple[int, int]
 ) -> Float[Array, "*lead out_units in_units"]:
     """Scores units by the sum over the members still kept; dead units rank lowest."""
-    scores = jnp.where(prior, scores.astype(jnp.float32), 0)
+    scores = jnp.where(prior, jnp.asarray(scores, jnp.float32), 0)
     if unit == (1, 1):
         return jnp.where(prior, scores, -jnp.inf)
-    alive = group_units(prior.astype(jnp.float32), unit) > 0
+    alive = group_units(jnp.asarray(prior, jnp.float32), unit) > 0
     return jnp.where(alive, group_units(scores, unit), -jnp.inf)
 
 
 @partial(jax.jit, static_argnames="unit")
-def dead_per_row(
-    prior: Bool[Array | np.ndarray, "*lead out in"], unit: tuple[int, int]
-) -> Int[Array, "*lead out_units"]:
+def dead_per_row(prior: Mask, unit: tuple[int, int]) -> Int[Array, "*lead out_units"]:
     """Counts the units in each row of units that hold no kept weight."""
-    return jnp.sum(group_units(prior.astype(jnp.float32), unit) == 0, -1)
+    return jnp.sum(group_units(jnp.asarray(prior, jnp.float32), unit) == 0, -1)
 
 
 @partial(jax.jit, static_argnames="unit")
 def project_units(
-    scores: Float[Array | np.ndarray, "*lead out in"],
-    prior: Bool[Array | np.ndarray, "*lead out in"],
+    scores: Matrix,
+    prior: Mask,
     counts: Int[Array | np.ndarray, "M *out_units"],
     unit: tuple[int, int],
 ) -> Bool[Array, "*lead out in"]:
@@ -74,8 +73,8 @@ def project_units(
 
 @partial(jax.jit, static_argnames="m")
 def project_nm(
-    scores: Float[Array | np.ndarray, "*lead out in"],
-    prior: Bool[Array | np.ndarray, "*lead out in"],
+    scores: Matrix,
+    prior: Mask,
     n: int | Int[Array, ""],
     m: int,
 ) -> Bool[Array, "*lead out in"]:

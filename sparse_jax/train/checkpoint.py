@@ -96,7 +96,7 @@ class Checkpoints:
             state=ocp.args.StandardRestore(saved), meta=ocp.args.JsonRestore()
         )
         restored = self._manager.restore(step, args=arguments)
-        return _from_saved(restored.state, like), restored.meta
+        return _from_saved(restored["state"], like), restored["meta"]
 
     def _set_aside(self, step: int, error: Exception) -> None:
         damaged = self._directory / "damaged"

@@ -8,6 +8,7 @@ import dataclasses
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sparse_jax import models
@@ -56,13 +57,15 @@ class NextToken:
     ) -> LossSum:
         """See `Loss`."""
         del teacher
+        isolate = self.isolate_documents
+        segment_ids = jnp.asarray(batch.segment_ids) if isolate else None
         x_BTD = models.hidden(
             params,
-            batch.tokens,
+            jnp.asarray(batch.tokens),
             self.model,
             self.compute,
-            positions=batch.positions,
-            segment_ids=batch.segment_ids if self.isolate_documents else None,
+            positions=jnp.asarray(batch.positions),
+            segment_ids=segment_ids,
         )
         total = models.cross_entropy(
             x_BTD,

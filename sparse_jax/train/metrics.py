@@ -20,7 +20,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -32,6 +32,7 @@ from tensorboardX.proto.event_pb2 import (
 )
 from tensorboardX.summary import scalar
 
+from sparse_jax.files import disk_errors, write_file
 from sparse_jax.types import InputError
 
 FILE = "metrics.jsonl"
@@ -96,7 +97,7 @@ class Metrics:
             return
         self.close()
         self._step = self._first = step
-        with _disk_errors(self._directory / FILE):
+        with disk_errors(self._directory / FILE):
             self._directory.mkdir(parents=True, exist_ok=True)
             truncate(self._directory / FILE, step)
             self._file = (self._directory / FILE).open("a", encoding="utf-8")
@@ -128,7 +129,7 @@ class Metrics:
             self.resume(0)
         assert self._file is not None and self._events is not None
         row = {"step": int(step)} | {k: _plain(v) for k, v in values.items()}
-        with _disk_errors(self._directory / FILE):
+        with disk_errors(self._directory / FILE):
             self._file.write(json.dumps(row, allow_nan=False) + "\n")
             self._file.flush()
             _write_event(self._events, row)
@@ -209,16 +210,8 @@ def truncate(path: pathlib.Path, step: int) -> None:
     if not path.exists():
         return
     rows = [row for row in read_metrics(path.parent) if row["step"] <= step]
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    lines = (json.dumps(row, allow_nan=False) + "\n" for row in rows)
+    write_file(path, "".join(lines).encode())
 
 
 def _open_events(directory: pathlib.Path, step: int) -> EventsWriter:
@@ -242,17 +235,6 @@ def _write_event(events: EventsWriter, row: Mapping[str, Any]) -> None:
         summary = scalar(name, value)
         events.write_event(Event(step=step, wall_time=time.time(), summary=summary))
     events.flush()
-
-
-@contextlib.contextmanager
-def _disk_errors(path: pathlib.Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be written ({error.strerror or error}); "
-            "free some space or choose another --workdir"
-        ) from error
 
 
 def _plain(value: Any) -> int | float | str | None:

@@ -1,7 +1,9 @@
 """One training step: a pure, jitted function of (state, batch, learning rate)."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,13 +92,13 @@ def train_step(
     grads = jax.tree.map(lambda g: g / sums.weight, grads)
     updates, opt = optimizer.transformation().update(grads, state.opt, state.params)
     updates = jax.tree.map(lambda u: -learning_rate * u, updates)
-    params = optax.apply_updates(state.params, updates)
+    params: Any = optax.apply_updates(state.params, updates)
     if mask_mode == "fixed":
         # Gradients and moments are masked already; this makes it exact, whatever an
         # optimizer adds.
         params = masks_lib.apply(params, state.masks)
-    new_state = state.replace(
-        step=state.step + 1, data=state.data + 1, params=params, opt=opt
+    new_state = dataclasses.replace(
+        state, step=state.step + 1, data=state.data + 1, params=params, opt=opt
     )
     parts = {name: value / sums.weight for name, value in sums.parts.items()}
     return mesh.constrain_tree(new_state), {

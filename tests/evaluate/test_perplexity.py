@@ -140,7 +140,7 @@ def test_bad_byte_counts(params):
 
 def test_nan_is_loud(params, stream):
     broken = jax.tree.map(lambda x: x * np.nan, params)
-    with pytest.raises(FloatingPointError, match=r"x\.txt: the loss is nan"):
+    with pytest.raises(InputError, match=r"x\.txt: the loss is nan"):
         evaluate(broken, CONFIG, *stream, window=16, data="x.txt")
 
 

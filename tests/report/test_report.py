@@ -204,7 +204,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sparse_jax.report.writer.os.fsync", fail)
+    monkeypatch.setattr("sparse_jax.files.os.fsync", fail)
     with pytest.raises(InputError, match="No space left on device"):
         write_report({"name": "new"}, {}, tmp_path)
     assert (tmp_path / "report.md").read_bytes() == before

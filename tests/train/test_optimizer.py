@@ -1,5 +1,7 @@
 """Learning-rate schedules: end points, monotone parts, bad values."""
 
+import itertools
+
 import pytest
 
 from sparse_jax.train import ScheduleConfig
@@ -17,7 +19,7 @@ def test_schedules_start_at_the_peak_and_end_at_the_final_rate(kind, final_ratio
     found = rates(kind=kind, final_ratio=final_ratio)
     assert found[0] == 2.0
     assert found[-1] == pytest.approx(2.0 * final_ratio, abs=1e-12)
-    assert all(a >= b for a, b in zip(found, found[1:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(found))
 
 
 def test_constant_never_changes():

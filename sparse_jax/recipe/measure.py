@@ -1,0 +1,47 @@
+"""What is measured of every model that a recipe makes."""
+
+import dataclasses
+from typing import Any
+
+from sparse_jax.data import Dataset
+from sparse_jax.evaluate import evaluate
+from sparse_jax.models import LlamaConfig
+from sparse_jax.recipe.config import Recipe
+from sparse_jax.sparsity import sparsity_report
+from sparse_jax.sparsity.masks import count
+from sparse_jax.types import Masks, Params
+
+
+def sparsity(params: Params, masks: Masks | None) -> dict[str, Any]:
+    """Exact counts of zeros, of the pruned matrices and of the whole model."""
+    counts = sparsity_report(params, masks or {})
+    return {
+        "parameters": counts["model"]["total"],
+        "sparsity_pruned": counts["pruned_matrices"]["sparsity"],
+        "sparsity_total": counts["model"]["sparsity"],
+        "kept": count(masks or {})[0],
+        "layers": counts["matrices"],
+    }
+
+
+def heldout(
+    recipe: Recipe, dataset: Dataset, config: LlamaConfig, params: Params
+) -> dict[str, dict[str, Any]]:
+    """Every held-out domain's loss, perplexity and bits per byte."""
+    domains = {}
+    for domain in dataset.domains:
+        ids, nbytes = dataset.heldout(domain)
+        numbers = evaluate(
+            params,
+            config,
+            ids,
+            nbytes,
+            window=recipe.evaluate.window,
+            batch_size=recipe.evaluate.batch_size,
+            compute=recipe.compute,
+            data=domain,
+            split="heldout",
+            tokenizer=dataset.tokenizer.fingerprint,
+        )
+        domains[domain] = dataclasses.asdict(numbers)
+    return domains

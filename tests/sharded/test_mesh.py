@@ -1,0 +1,74 @@
+"""Sharded training on 8 virtual devices equals training on one."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+SHARDED = ("all", "fsdp", "tensor")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The one process that all tests here look at."""
+    return subprocess.run(
+        [
+            sys.executable,
+            str(pathlib.Path(__file__).with_name("fit_on_meshes.py")),
+            str(tmp_path_factory.mktemp("meshes")),
+        ],
+        capture_output=True,
+        text=True,
+        env=os.environ
+        | {
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(ROOT),
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def found(done):
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", [*SHARDED, "moved"])
+def test_losses_are_those_of_one_device(found, name):
+    assert len(found["one"]["losses"]) == 6
+    np.testing.assert_allclose(
+        found[name]["losses"], found["one"]["losses"], rtol=1e-5, atol=0
+    )
+
+
+@pytest.mark.parametrize("name", ["one", *SHARDED, "moved"])
+def test_pruned_weights_stay_exactly_zero(found, name):
+    assert found[name]["violations"] == 0
+    assert found[name]["zeros"] == found["one"]["zeros"] > 0
+
+
+@pytest.mark.parametrize("name", [*SHARDED, "moved"])
+def test_masks_and_moments_lie_where_their_weight_does(found, name):
+    for path, specs in found[name]["specs"].items():
+        assert len({*specs}) == 1, (path, specs)
+
+
+def test_weights_are_really_split(found):
+    def share(name):
+        return found[name]["shard"]["layers/mlp/up/kernel"]
+
+    assert [share(n) for n in ("one", *SHARDED)] == [1, 1 / 4, 1 / 8, 1 / 4]
+    specs = found["all"]["specs"]
+    assert specs["layers/mlp/up/kernel"][0].endswith("(None, 'fsdp', 'tensor')")
+    assert specs["layers/mlp/down/kernel"][0].endswith("(None, 'tensor', 'fsdp')")
+
+
+def test_no_weight_is_gathered_whole_by_accident(done):
+    assert "rematerialization" not in done.stderr.lower()
+    assert "error" not in done.stderr.lower()
