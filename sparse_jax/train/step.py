@@ -69,7 +69,8 @@ def train_step(
     compilation; so do dense and masked stages, as long as both carry masks.
 
     Args:
-      state: consumed; its buffers are reused.
+      state: consumed; its buffers are reused. With fixed masks its pruned weights
+        must be zero, as `init_state` and this function leave them.
       batch: [B, T] arrays, B a multiple of `accumulate`.
       learning_rate: of this step.
       teacher: frozen weights handed to the loss.
@@ -82,30 +83,40 @@ def train_step(
       The next state and float32 scalars: `loss` (mean nats per weighted token),
       `grad_norm` (before clipping) and the loss's own parts.
     """
+    fixed = mask_mode == "fixed"
 
     def loss_sum(params: Params, micro: Batch) -> tuple[jax.Array, LossSum]:
-        effective = masks_lib.apply(params, state.masks, mode=mask_mode)
-        result = loss(effective, micro, teacher)
+        # With fixed masks the stored weights are effective already: nothing to copy.
+        if not fixed:
+            params = masks_lib.apply(params, state.masks, mode=mask_mode)
+        result = loss(params, micro, teacher)
         return result.total, result
 
     grads, sums = _accumulate(loss_sum, state.params, batch, accumulate)
     grads = jax.tree.map(lambda g: g / sums.weight, grads)
-    updates, opt = optimizer.transformation().update(grads, state.opt, state.params)
-    updates = jax.tree.map(lambda u: -learning_rate * u, updates)
-    params: Any = optax.apply_updates(state.params, updates)
-    if mask_mode == "fixed":
-        # Gradients and moments are masked already; this makes it exact, whatever an
-        # optimizer adds.
-        params = masks_lib.apply(params, state.masks)
-    new_state = dataclasses.replace(
-        state, step=state.step + 1, data=state.data + 1, params=params, opt=opt
-    )
+    if fixed:
+        grads = masks_lib.apply(grads, state.masks)
+    new_state = _update(state, grads, learning_rate, optimizer, fixed)
     parts = {name: value / sums.weight for name, value in sums.parts.items()}
     return mesh.constrain_tree(new_state), {
         "loss": sums.total / sums.weight,
         "grad_norm": optax.global_norm(grads),
         **parts,
     }
+
+
+def _update(state, grads, learning_rate, optimizer, fixed):
+    """The state after one AdamW step."""
+    updates, opt = optimizer.transformation().update(grads, state.opt, state.params)
+    updates = jax.tree.map(lambda u: -learning_rate * u, updates)
+    params: Any = optax.apply_updates(state.params, updates)
+    if fixed:
+        # Gradients and moments are masked already; this makes it exact, whatever an
+        # optimizer adds, and keeps the stored weights effective.
+        params = masks_lib.apply(params, state.masks)
+    return dataclasses.replace(
+        state, step=state.step + 1, data=state.data + 1, params=params, opt=opt
+    )
 
 
 def _accumulate(loss_sum, params, batch, accumulate):
