@@ -61,7 +61,9 @@ def make_step(size: str, sparsity: float | None):
         segment_ids=np.zeros((batch_size, seq_len), np.int32),
         positions=np.tile(np.arange(seq_len, dtype=np.int32), (batch_size, 1)),
     )
-    compute = models.Compute(dtype="float32", scan_unroll=model.n_layers)
+    compute = models.Compute(
+        dtype="float32", scan_unroll=model.n_layers, loss_chunk=512
+    )
     step = functools.partial(
         train.train_step,
         loss=train.NextToken(model=model, compute=compute),
