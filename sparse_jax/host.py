@@ -11,7 +11,7 @@ def keep_freed_memory() -> bool:
 
     XLA on CPU allocates the temporaries of every step afresh. glibc takes large blocks
     from the kernel and gives them back at once, so each step faults all its pages in
-    again: a third of the time of a small training step. Call it before the first
+    again: a quarter of the time of a small training step. Call it before the first
     computation; it changes nothing but speed and resident memory.
 
     Returns:

@@ -24,7 +24,7 @@ class Checkpoints:
     """The checkpoints of one stage, newest last; a context manager.
 
     Example:
-      >>> with Checkpoints("/tmp/none", keep=2) as checkpoints:  # doctest: +SKIP
+      >>> with Checkpoints("run/checkpoints", keep=2) as checkpoints:  # doctest: +SKIP
       ...     checkpoints.save(10, state, {"seconds": 1.5})
       ...     state, meta = checkpoints.restore(state)
     """
