@@ -30,7 +30,7 @@ from sparse_jax.sparsity.masks import make_masks, map_masks, project_kernel
 from sparse_jax.tree import match_rules
 from sparse_jax.types import Batch
 
-SHAPES = {"tiny": (8, 128), "5m": (8, 256), "40m": (4, 256)}
+SHAPES = {"tiny": (8, 128), "5m": (16, 128), "40m": (4, 256)}
 """Rows and tokens per row of a step."""
 
 
