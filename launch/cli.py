@@ -24,15 +24,23 @@ _DISK = re.compile(
 )
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses flags and runs `main`; bad input ends in one sentence and exit code 2."""
+def run(main: Callable[[], None], *, lean: bool = False) -> None:
+    """Parses flags and runs `main`; bad input ends in one sentence and exit code 2.
+
+    Args:
+      main: takes its arguments from the flags.
+      lean: give freed memory back at once, which costs time where steps are small.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     absl_logging.set_verbosity(absl_logging.ERROR)  # orbax reports every file
     # What orbax logs with a traceback it raises as well, and that is handled below.
     absl_logging.get_absl_logger().addFilter(lambda record: not record.exc_info)
     sys.unraisablehook = _unraisable
     logging.getLogger("jax").setLevel(logging.WARNING)  # and jax every backend it lacks
-    host.keep_freed_memory()
+    if lean:
+        host.return_freed_memory()
+    else:
+        host.keep_freed_memory()
     app.run(lambda _: _guarded(main), flags_parser=_parse)
 
 

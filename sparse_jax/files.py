@@ -1,11 +1,12 @@
-"""Small files, written so that a kill leaves the old content or the new."""
+"""Files written so that a kill leaves the old content or the new."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 from sparse_jax.types import InputError
 
@@ -16,19 +17,54 @@ def write_file(path: pathlib.Path, content: bytes) -> None:
     Raises:
       InputError: the disk is full or read-only.
     """
+    with replace_file(path) as partial:
+        partial.write_bytes(content)
+
+
+@contextlib.contextmanager
+def replace_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a temporary file that takes the place of `path`, on the disk, at the end.
+
+    Raises:
+      InputError: the disk is full or read-only.
+    """
     # The same name every time: what a kill leaves is written over.
     partial = path.with_name(f".{path.name}.partial")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            yield partial
+            _sync(partial)
             os.replace(partial, path)
-        except OSError:
+            _sync(path.parent)  # the name, too, must reach the disk
+        finally:
             partial.unlink(missing_ok=True)  # a full disk needs its room
-            raise
+
+
+def _sync(path: pathlib.Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def lock(path: pathlib.Path) -> IO[str]:
+    """Locks a file, which it makes if need be, until the returned one is closed.
+
+    Raises:
+      InputError: another process has locked it.
+    """
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise InputError(
+            f"{path.parent}: another process is working on it; wait for it, or "
+            "choose another place"
+        ) from error
+    return file
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -76,7 +112,7 @@ def disk_errors(path: pathlib.Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(
             f"{path}: cannot be written ({error.strerror or error}); "
-            "free some space or choose another --workdir"
+            "free some space or choose another place"
         ) from error
 
 

@@ -1,9 +1,10 @@
-"""Settings of the host process that only an entry point should change."""
+"""The host's memory. Its settings are only for entry points to change."""
 
 import ctypes
 import sys
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # malloc.h of glibc
+# malloc.h of glibc
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
 
 
 def keep_freed_memory() -> bool:
@@ -17,13 +18,38 @@ def keep_freed_memory() -> bool:
     Returns:
       Whether it was done: only glibc has these settings.
     """
+    settings = {_MMAP_THRESHOLD: 2**30, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**26}
+    # The heaps of other threads cannot hold blocks of more than 64 MiB.
+    return _mallopt(settings | {_ARENA_MAX: 1})
+
+
+def trim_memory() -> None:
+    """Gives free pages inside malloc's heap back to the system; takes milliseconds."""
+    if libc := _glibc():
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
     if not sys.platform.startswith("linux"):
-        return False
+        return None
     libc = ctypes.CDLL(None)
-    if not hasattr(libc, "gnu_get_libc_version"):
+    return libc if hasattr(libc, "gnu_get_libc_version") else None
+
+
+def _mallopt(settings: dict[int, int]) -> bool:
+    libc = _glibc()
+    if libc is None:
         return False
-    return bool(
-        libc.mallopt(_MMAP_THRESHOLD, 2**30)
-        and libc.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
-        and libc.mallopt(_TOP_PAD, 2**26)
-    )
+    return all(libc.mallopt(name, value) for name, value in settings.items())
+
+
+def return_freed_memory() -> bool:
+    """Makes malloc give every large block back to the system as soon as it is freed.
+
+    The opposite of `keep_freed_memory`, for models nearly as large as the memory: by
+    itself glibc keeps freed blocks of up to 32 MB, in a heap for every thread.
+
+    Returns:
+      Whether it was done: only glibc has these settings.
+    """
+    return _mallopt({_MMAP_THRESHOLD: 2**20, _TRIM_THRESHOLD: 2**22, _ARENA_MAX: 1})

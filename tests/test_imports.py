@@ -37,6 +37,7 @@ FOREIGN = {
     "ml_collections": {"launch", "configs", "benchmarks"},
     "configs": {"launch", "configs", "benchmarks"},
     "torch": {"tests/parity", "benchmarks"},
+    "llmcompressor": {"benchmarks"},
     "transformers": {"tests/parity", "benchmarks"},
 }
 """Where a module may be imported; the tests may import it too where they test it."""

@@ -4,6 +4,7 @@ Every reader holds at most one document, line or row group in memory, and raises
 `InputError` naming the file and the place for anything it cannot read.
 """
 
+import codecs
 import gzip
 import json
 import re
@@ -17,14 +18,19 @@ from sparse_jax.types import InputError
 _UNREADABLE = (OSError, EOFError, zlib.error)  # gzip raises all of them
 
 
-def read_text(path: str, field: str = "text") -> Iterator[str]:
-    """A text file (.gz too) is one document, verbatim; `field` is not used."""
+def read_text(
+    path: str, field: str = "text", limit: int | None = None
+) -> Iterator[str]:
+    """A text file (.gz too) is one document, verbatim; `field` is not used.
+
+    Of a longer file the first `limit` bytes are read, to the last whole character.
+    """
     try:
         with _open(path) as file:
-            content = file.read()
+            content = file.read(-1 if limit is None else limit)
     except _UNREADABLE as error:
         raise _unreadable(path, error) from error
-    yield _decode(content, path)
+    yield _decode(content, path, cut=limit is not None and len(content) == limit)
 
 
 def read_jsonl(path: str, field: str = "text") -> Iterator[str]:
@@ -183,7 +189,8 @@ def _json_field(line: bytes, field: str, where: str) -> str:
     return _text(text or "", where)
 
 
-def _decode(content: bytes, where: str, hint: str = "") -> str:
+def _decode(content: bytes, where: str, hint: str = "", cut: bool = False) -> str:
+    """UTF-8 text; `cut`: the last character may be incomplete, and is left out."""
     zero = content.find(b"\0")
     if zero >= 0:
         raise InputError(
@@ -191,7 +198,7 @@ def _decode(content: bytes, where: str, hint: str = "") -> str:
             f"file?): name a text file{hint}"
         )
     try:
-        return content.decode()
+        return codecs.utf_8_decode(content, "strict", not cut)[0]
     except UnicodeDecodeError as error:
         raise InputError(
             f"{where}: expected UTF-8 text, found byte {content[error.start]:#04x} at "

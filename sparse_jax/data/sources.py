@@ -81,8 +81,11 @@ class Shard:
     split: corpus.Split | None = "train"
     heldout_fraction: float = 0.0
 
-    def documents(self) -> Iterator[tuple[corpus.Split, str]]:
+    def documents(self, limit: int | None = None) -> Iterator[tuple[corpus.Split, str]]:
         """Streams (split, text); empty documents are left out.
+
+        Args:
+          limit: of a text file, which is one document, read at most so many bytes.
 
         Raises:
           InputError: the shard cannot be read, or holds no document.
@@ -92,8 +95,12 @@ class Shard:
             for split in corpus.SPLITS:
                 yield from ((split, text) for text in splits[split])
             return
+        if self.format == "text":
+            texts = readers.read_text(self.path, self.field, limit)
+        else:
+            texts = readers.READERS[self.format](self.path, self.field)
         empty = True
-        for text in readers.READERS[self.format](self.path, self.field):
+        for text in texts:
             if text.strip():
                 empty = False
                 yield self.split or _hash_split(text, self.heldout_fraction), text

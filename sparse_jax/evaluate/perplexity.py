@@ -14,6 +14,7 @@ different windows or tokenizers do not compare; bits per byte compare over token
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -117,27 +118,33 @@ def evaluate(
       93
     """
     settings = EvaluateConfig(window=window, batch_size=batch_size)
-    _check_stream(config, ids, nbytes, window, data)
-    kept = len(ids) // window * window
-    ids_WN = ids[:kept].reshape(-1, window).astype(np.int32)
-    nbytes_WN = nbytes[:kept].reshape(-1, window)
+    ids_WN, nbytes_WN = cut_windows(config, ids, nbytes, window, data)
     total = math.fsum(
         float(_loss_sum(params, *batch, config=config, compute=compute))
-        for batch in _batches(ids_WN, settings.batch_size)
+        for batch in batches(ids_WN, settings.batch_size)
     )
+    source = {"data": data, "split": split, "tokenizer": tokenizer}
+    return evaluation(total, nbytes_WN, source)
+
+
+def evaluation(
+    total: float, nbytes_WN: Int[np.ndarray, "W N"], source: dict[str, str]
+) -> Evaluation:
+    """The numbers that follow from the summed loss, in nats, of all predictions.
+
+    Args:
+      total: the sum.
+      nbytes_WN: bytes of every token of every window.
+      source: `data`, `split` and `tokenizer` of the result.
+
+    Raises:
+      InputError: the sum is NaN or infinite.
+    """
     if not math.isfinite(total):
         raise InputError(
-            f"{data or 'evaluation'}: the loss is {total}; the weights hold NaN or "
-            "overflow, so use an earlier checkpoint or a wider dtype"
+            f"{source['data'] or 'evaluation'}: the loss is {total}; the weights hold "
+            "NaN or overflow, so use an earlier checkpoint or a wider dtype"
         )
-    source = {"data": data, "split": split, "tokenizer": tokenizer}
-    return _evaluation(total, nbytes_WN, source)
-
-
-def _evaluation(
-    total: float, nbytes_WN: np.ndarray, source: dict[str, str]
-) -> Evaluation:
-    """The numbers that follow from the summed loss, in nats, of all predictions."""
     windows, window = nbytes_WN.shape
     tokens = windows * (window - 1)
     total_bytes = int(nbytes_WN[:, 1:].sum(dtype=np.int64))
@@ -154,9 +161,18 @@ def _evaluation(
     )
 
 
-def _check_stream(
-    config: LlamaConfig, ids: np.ndarray, nbytes: np.ndarray, window: int, data: str
-) -> None:
+def cut_windows(
+    config: LlamaConfig,
+    ids: Int[np.ndarray, " n"],
+    nbytes: Int[np.ndarray, " n"],
+    window: int,
+    data: str,
+) -> tuple[Int[np.ndarray, "W N"], Int[np.ndarray, "W N"]]:
+    """Cuts a stream, and its bytes per token, into windows, and drops the tail.
+
+    Raises:
+      InputError: see `evaluate`; `data` names the stream.
+    """
     name = data or "the evaluation text"
     config.check_length(window)
     if len(ids) < window:
@@ -171,12 +187,16 @@ def _check_stream(
             f"model's vocabulary of {config.vocab_size}; "
             "use the tokenizer the model was trained with"
         )
-    windows = len(ids) // window
-    if not nbytes[: windows * window].reshape(windows, window)[:, 1:].any():
+    kept = len(ids) // window * window
+    nbytes_WN = nbytes[:kept].reshape(-1, window)
+    if not nbytes_WN[:, 1:].any():
         raise InputError(f"{name}: its tokens stand for no text; choose another text")
+    return ids[:kept].reshape(-1, window).astype(np.int32), nbytes_WN
 
 
-def _batches(ids_WN: np.ndarray, batch_size: int):
+def batches(
+    ids_WN: Int[np.ndarray, "W N"], batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yields (tokens, targets, weights) [B, N], the last batch filled with weight 0.
 
     All N tokens enter the model, although the last predicts nothing: dynamic RoPE

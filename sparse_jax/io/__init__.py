@@ -1,20 +1,27 @@
 """Models in and out: Hugging Face directories, masks, and what `--model` means."""
 
+from sparse_jax.io.block_reader import BlockReader, open_blocks
+from sparse_jax.io.block_writer import BlockWriter
 from sparse_jax.io.config_json import config_from_json, config_to_json, load_config
-from sparse_jax.io.directory import replace_directory
+from sparse_jax.io.directory import check_free, replace_directory
 from sparse_jax.io.export import save
 from sparse_jax.io.huggingface import load
+from sparse_jax.io.locate import check_tokenizer
 from sparse_jax.io.masks_file import load_masks, save_masks
-from sparse_jax.io.resolve import Model, check_tokenizer, resolve
+from sparse_jax.io.resolve import Model, resolve
 
 __all__ = [
+    "BlockReader",
+    "BlockWriter",
     "Model",
+    "check_free",
     "check_tokenizer",
     "config_from_json",
     "config_to_json",
     "load",
     "load_config",
     "load_masks",
+    "open_blocks",
     "replace_directory",
     "resolve",
     "save",

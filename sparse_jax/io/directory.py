@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from sparse_jax.files import disk_errors
 from sparse_jax.types import InputError
 
 
@@ -26,27 +27,24 @@ def replace_directory(directory: Path, *, overwrite: bool = False) -> Iterator[P
     directory = Path(os.path.abspath(directory))
     partial = directory.with_name(f".{directory.name}.partial")
     old = directory.with_name(f".{directory.name}.old")
-    try:
-        _check_free(directory, overwrite)
-        for leftover in (partial, old):
-            if leftover.exists():
-                shutil.rmtree(leftover)
-        partial.mkdir(parents=True)
-        yield partial
-        if directory.exists():
-            os.replace(directory, old)
-        os.replace(partial, directory)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise InputError(
-            f"{directory}: cannot be written: {error.strerror}; free some space or "
-            "choose another place"
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with disk_errors(directory):
+        try:
+            check_free(directory, overwrite=overwrite)
+            for leftover in (partial, old):
+                if leftover.exists():
+                    shutil.rmtree(leftover)
+            partial.mkdir(parents=True)
+            yield partial
+            if directory.exists():
+                os.replace(directory, old)
+            os.replace(partial, directory)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
-def _check_free(directory: Path, overwrite: bool) -> None:
+def check_free(directory: Path, *, overwrite: bool = False) -> None:
+    """Raises InputError unless `replace_directory` may write to `directory`."""
     if not directory.exists():
         return
     if not directory.is_dir():

@@ -5,27 +5,32 @@ A second copy of the model is never made: each tensor is laid out when its turn 
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import jax
 import numpy as np
 
-from sparse_jax.io import masks_file, names, safetensors_file
+from sparse_jax.io import layout, masks_file, names, safetensors_file
 from sparse_jax.io.config_json import config_to_json
 from sparse_jax.io.directory import replace_directory
-from sparse_jax.io.huggingface import INDEX, MASKS, SINGLE
+from sparse_jax.io.entries import INDEX, SINGLE, Shapes, leaf_shapes
+from sparse_jax.io.mask_source import MASKS
+from sparse_jax.io.names import Leaf, Slot
 from sparse_jax.io.safetensors_file import DTYPES, Tensor
 from sparse_jax.models.config import LlamaConfig
-from sparse_jax.models.llama import abstract_params
 from sparse_jax.tree import leaf_paths
 from sparse_jax.types import InputError, Masks, Params
 
-Leaf = jax.Array | np.ndarray
 WeightDtype = Literal["float32", "bfloat16", "float16"]
 
-_CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+"""What a safetensors file calls the dtypes."""
+
+MAX_SHARD_BYTES = 5_000_000_000
+
+Panels = Callable[[Slot], Iterable[np.ndarray]]
+"""The rows of a tensor in order, as they lie in the file."""
 
 
 def save(
@@ -36,7 +41,7 @@ def save(
     masks: Masks | None = None,
     tokenizer_files: dict[str, bytes] | None = None,
     dtype: WeightDtype = "float32",
-    max_shard_bytes: int = 5_000_000_000,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
 ) -> None:
     """Writes a directory that transformers 4 and 5 load, all of it or nothing.
@@ -59,11 +64,57 @@ def save(
         weight does not fit into `dtype`.
       ValueError: a pruned weight is not zero, or a leaf does not fit `config`.
     """
-    if dtype not in get_args(WeightDtype):
-        raise InputError(
-            f"dtype must be one of {list(get_args(WeightDtype))}, found {dtype!r}"
-        )
-    _check_params(params, masks, config)
+    check_dtype(dtype)
+    leaves, mask_leaves = leaf_paths(params), leaf_paths(masks or {})
+    check_shapes(leaves, mask_leaves, leaf_shapes(config))
+
+    def panels(slot: Slot) -> Iterable[np.ndarray]:
+        part = names.slot_part(slot, leaves[slot.path])
+        mask = mask_leaves.get(slot.path)
+        kept = None if mask is None else names.slot_part(slot, mask)
+        yield to_tensor(slot, part, kept, dtype)
+
+    write_masks = None
+    if masks is not None:
+        write_masks = functools.partial(masks_file.save_masks, masks=masks)
+    write_model(
+        Path(directory),
+        config,
+        dtype,
+        panels,
+        write_masks,
+        files=list((tokenizer_files or {}).items()),
+        max_shard_bytes=max_shard_bytes,
+        overwrite=overwrite,
+    )
+
+
+def write_model(
+    directory: Path,
+    config: LlamaConfig,
+    dtype: str,
+    panels: Panels,
+    write_masks: Callable[[Path], None] | None,
+    *,
+    files: Sequence[tuple[str, bytes]] = (),
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    overwrite: bool = False,
+) -> None:
+    """Writes a directory from tensors that are asked for one after the other.
+
+    Args:
+      directory: the new directory.
+      config: architecture.
+      dtype: dtype of the panels.
+      panels: the rows of each tensor.
+      write_masks: writes the masks' file; None = there is none.
+      files: (name, content) of what is carried along.
+      max_shard_bytes: as in `save`.
+      overwrite: as in `save`.
+
+    Raises:
+      InputError: as `save`; or a carried file may not have its name.
+    """
     texts = {
         "config.json": config_to_json(config, dtype),
         "generation_config.json": {
@@ -72,48 +123,93 @@ def save(
             "eos_token_id": config.eos_token_id,
         },
     }
-    with replace_directory(Path(directory), overwrite=overwrite) as partial:
-        for name, content in (tokenizer_files or {}).items():
-            if Path(name).name != name or name in texts or "safetensors" in name:
-                raise InputError(f"tokenizer file {name!r} cannot have this name")
+    taken = set(texts)
+    with replace_directory(directory, overwrite=overwrite) as partial:
+        for name, content in files:
+            if Path(name).name != name or name in taken or "safetensors" in name:
+                raise InputError(f"file {name!r} cannot have this name")
+            taken.add(name)
             (partial / name).write_bytes(content)
         for name, values in texts.items():
             _write_json(partial / name, values)
-        _write_weights(partial, params, masks, config, dtype, max_shard_bytes)
-        if masks is not None:
-            masks_file.save_masks(partial / MASKS, masks)
+        _write_weights(partial, config, dtype, panels, max_shard_bytes)
+        if write_masks is not None:
+            write_masks(partial / MASKS)
 
 
-def _check_params(params: Params, masks: Masks | None, config: LlamaConfig) -> None:
-    expected = {p: a.shape for p, a in leaf_paths(abstract_params(config)).items()}
-    found = {path: leaf.shape for path, leaf in leaf_paths(params).items()}
-    if found != expected:
-        wrong = sorted(set(found.items()) ^ set(expected.items()))
+def check_dtype(dtype: str) -> None:
+    """Raises InputError for a dtype in which weights cannot be stored."""
+    if dtype not in get_args(WeightDtype):
+        raise InputError(
+            f"dtype must be one of {list(get_args(WeightDtype))}, found {dtype!r}"
+        )
+
+
+def to_tensor(slot: Slot, part: Leaf, mask: Leaf | None, dtype: str) -> np.ndarray:
+    """One tensor as it lies in the file, on the host.
+
+    Args:
+      slot: which tensor.
+      part: its weights, in the layout of the leaf.
+      mask: of the same shape, True = kept; None = dense.
+      dtype: stored dtype.
+
+    Raises:
+      InputError: a weight does not fit into `dtype`.
+      ValueError: a pruned weight is not zero.
+    """
+    weights = np.asarray(part)
+    if mask is not None and np.any((weights != 0) & ~np.asarray(mask)):
+        raise ValueError(f"{slot.path}: a pruned weight is not zero")
+    stored = cast(weights, dtype, slot.path)
+    return layout.transposed(stored) if slot.transposed else stored
+
+
+def cast(weights: np.ndarray, dtype: str, path: str) -> np.ndarray:
+    """Weights of the leaf at `path` in a stored dtype; raises as `to_tensor`."""
+    with np.errstate(over="ignore"):  # reported below
+        stored = weights.astype(DTYPES[CODES[dtype]], copy=False)
+    if dtype == "float16":
+        overflown = np.isinf(stored) & np.isfinite(weights)
+        if overflown.any():
+            raise InputError(
+                f"{path}: a weight of magnitude {np.abs(weights[overflown]).max():.3g} "
+                "does not fit into float16; save as bfloat16 or float32"
+            )
+    return stored
+
+
+def check_shapes(
+    leaves: Mapping[str, Leaf],
+    masks: Mapping[str, Leaf | None],
+    shapes: Shapes,
+) -> None:
+    """Raises ValueError unless leaves and masks, by path, have these shapes."""
+    found = {path: leaf.shape for path, leaf in leaves.items()}
+    if found != shapes:
+        wrong = sorted(set(found.items()) ^ set(shapes.items()))
         raise ValueError(f"params do not fit the config: {wrong}")
-    for path, mask in leaf_paths(masks or {}).items():
-        if mask is not None and mask.shape != expected.get(path):
+    for path, mask in masks.items():
+        if mask is not None and mask.shape != shapes.get(path):
             raise ValueError(f"mask {path} {mask.shape} fits no leaf of params")
 
 
 def _write_weights(
     directory: Path,
-    params: Params,
-    masks: Masks | None,
     config: LlamaConfig,
     dtype: str,
+    panels: Panels,
     max_shard_bytes: int,
 ) -> None:
-    leaves, mask_leaves = leaf_paths(params), leaf_paths(masks or {})
+    shapes = leaf_shapes(config)
     tensors = [
         Tensor(
             slot.name,
-            _CODES[dtype],
-            names.slot_shape(slot, leaves[slot.path].shape),
-            functools.partial(
-                _tensor_data, slot, leaves[slot.path], mask_leaves.get(slot.path), dtype
-            ),
+            CODES[dtype],
+            names.slot_shape(slot, shapes[slot.path]),
+            functools.partial(panels, slot),
         )
-        for slot in names.slots(leaves, config.n_layers)
+        for slot in names.slots(shapes, range(config.n_layers))
     ]
     shards = _split(tensors, max_shard_bytes)
     if len(shards) == 1:
@@ -139,27 +235,6 @@ def _split(tensors: Sequence[Tensor], limit: int) -> list[list[Tensor]]:
         shards[-1].append(tensor)
         size += tensor.nbytes
     return shards
-
-
-def _tensor_data(
-    slot: names.Slot, leaf: Leaf, mask: Leaf | None, dtype: str
-) -> np.ndarray:
-    """One tensor in Hugging Face's layout and the stored dtype, on the host."""
-    part = np.asarray(leaf if slot.layer is None else leaf[slot.layer])
-    if mask is not None:
-        kept = np.asarray(mask if slot.layer is None else mask[slot.layer])
-        if np.any((part != 0) & ~kept):
-            raise ValueError(f"{slot.path}: a pruned weight is not zero")
-    with np.errstate(over="ignore"):  # reported below
-        data = (part.T if slot.transposed else part).astype(
-            DTYPES[_CODES[dtype]], order="C", copy=False
-        )
-    if dtype == "float16" and np.isinf(data).any() and not np.isinf(part).any():
-        raise InputError(
-            f"{slot.path}: a weight of magnitude {np.abs(part).max():.3g} does not fit "
-            "into float16; save as bfloat16 or float32"
-        )
-    return data
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -5,10 +5,13 @@ stacked on axis 0 and a kernel is [in, out].
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
+
+Leaf = jax.Array | np.ndarray
+AnyLeaf = TypeVar("AnyLeaf", bound=Leaf)
 
 
 class HFName(NamedTuple):
@@ -66,41 +69,47 @@ LINEAR_KERNELS = r"layers/(attention|mlp)/(q|k|v|o|gate|up|down)/kernel"
 """Regex of the seven prunable matrices of a block."""
 
 
-def slots(paths: Iterable[str], n_layers: int) -> list[Slot]:
-    """Every Hugging Face tensor of the leaves at `paths`, in the table's order.
+def slots(paths: Iterable[str], layers: Iterable[int]) -> list[Slot]:
+    """The Hugging Face tensors of the leaves at `paths`, in the table's order.
+
+    Args:
+      paths: leaf paths.
+      layers: which layers of the stacked leaves.
 
     Example:
-      >>> [slot.name for slot in slots(["layers/mlp/up/kernel"], 2)]
+      >>> [slot.name for slot in slots(["layers/mlp/up/kernel"], range(2))]
       ['model.layers.0.mlp.up_proj.weight', 'model.layers.1.mlp.up_proj.weight']
     """
-    chosen = set(paths)
+    chosen, numbers = set(paths), tuple(layers)
     unknown = chosen - set(TABLE)
     assert not unknown, f"leaves without a Hugging Face name: {sorted(unknown)}"
     found = []
     for path, (template, transposed) in TABLE.items():
         if path not in chosen:
             continue
-        stacked = path.startswith("layers/")
-        for layer in range(n_layers) if stacked else (None,):
+        for layer in numbers if is_stacked(path) else (None,):
             found.append(Slot(path, layer, template.format(layer), transposed))
     return found
+
+
+def is_stacked(path: str) -> bool:
+    """Tells whether the layers of a leaf are stacked on its axis 0."""
+    return path.startswith("layers/")
 
 
 def slot_shape(slot: Slot, leaf_shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of the Hugging Face tensor that holds a slot of a leaf.
 
     Example:
-      >>> slot_shape(slots(["layers/mlp/up/kernel"], 1)[0], (1, 64, 172))
+      >>> slot_shape(slots(["layers/mlp/up/kernel"], [0])[0], (1, 64, 172))
       (172, 64)
     """
     shape = leaf_shape if slot.layer is None else leaf_shape[1:]
     return shape[::-1] if slot.transposed else shape
 
 
-def slot_view(slot: Slot, leaf: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
-    """The part of a leaf that a slot holds, in Hugging Face's layout.
-
-    Of a NumPy leaf it is a view, so it can be written to as well.
-    """
-    part = leaf if slot.layer is None else leaf[slot.layer]
-    return part.T if slot.transposed else part
+def slot_part(slot: Slot, leaf: AnyLeaf) -> AnyLeaf:
+    """The part of a leaf that a slot holds; of a NumPy leaf, a view."""
+    # Any: a type checker does not know that an index gives the same kind of array.
+    part: Any = leaf if slot.layer is None else leaf[slot.layer]
+    return part

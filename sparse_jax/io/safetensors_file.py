@@ -13,10 +13,12 @@ Format: https://github.com/huggingface/safetensors
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +49,7 @@ DTYPES: dict[str, np.dtype] = FLOATS | {
 """Every dtype name that can be read."""
 
 _MAX_HEADER = 100_000_000  # bytes; the limit of the public library
-_PANEL = 1 << 24  # bytes read at one time
+_PANEL = 1 << 22  # bytes read at one time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,39 +74,69 @@ class Entry:
         """Yields (first row, rows [r, ...]) in order, a few megabytes at a time.
 
         Raises:
-          InputError: the file has become shorter than its header says.
+          InputError: the file has become shorter than its header says, or is gone.
         """
-        dtype, rows = DTYPES[self.dtype], self.shape[0] if self.shape else 1
-        row_size = math.prod(self.shape[1:])
-        step = max(1, _PANEL // max(1, row_size * dtype.itemsize))
-        with self.file.open("rb") as file:
-            file.seek(self.offset)
-            for start in range(0, rows, step):
-                count = min(step, rows - start) * row_size
-                data = file.read(count * dtype.itemsize)
-                if len(data) != count * dtype.itemsize:
-                    raise InputError(
-                        f"{self.file}: tensor {self.name!r} is truncated; copy the "
-                        "file again"
-                    )
-                panel = np.frombuffer(data, dtype.newbyteorder("<"))
-                yield start, panel.reshape(-1, *self.shape[1:])
+        n_rows = self.shape[0] if self.shape else 1
+        step = self.panel_rows
+        for start in range(0, n_rows, step):
+            yield start, self.rows(start, min(start + step, n_rows))
+
+    @property
+    def panel_rows(self) -> int:
+        """How many rows make a few megabytes."""
+        return max(1, _PANEL // max(1, self._row_bytes))
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """The rows [start, stop) of the tensor; raises as `panels`."""
+        with self._open() as file:
+            return self._read(file, start, (stop - start, *self.shape[1:]))
+
+    def take(self, ids: np.ndarray) -> np.ndarray:
+        """The rows at increasing `ids`, neighbours in one go; raises as `panels`."""
+        taken = np.empty((len(ids), *self.shape[1:]), DTYPES[self.dtype])
+        runs = np.flatnonzero(np.diff(ids, prepend=-2, append=-2) != 1)
+        with self._open() as file:
+            for first, last in itertools.pairwise(runs.tolist()):
+                shape = taken[first:last].shape
+                taken[first:last] = self._read(file, int(ids[first]), shape)
+        return taken
 
     def read(self) -> np.ndarray:
         """The whole tensor; raises as `panels`."""
-        panels = [panel for _, panel in self.panels()]
-        if not panels:
-            return np.zeros(self.shape, DTYPES[self.dtype])
-        return np.concatenate(panels).reshape(self.shape)
+        with self._open() as file:
+            return self._read(file, 0, self.shape)
+
+    @property
+    def _row_bytes(self) -> int:
+        return math.prod(self.shape[1:]) * DTYPES[self.dtype].itemsize
+
+    def _open(self) -> BufferedReader:
+        try:
+            return self.file.open("rb")
+        except OSError as error:
+            raise InputError(
+                f"{self.file}: cannot be read: {error.strerror}"
+            ) from error
+
+    def _read(
+        self, file: BufferedReader, row: int, shape: tuple[int, ...]
+    ) -> np.ndarray:
+        data = np.empty(shape, DTYPES[self.dtype].newbyteorder("<"))
+        file.seek(self.offset + row * self._row_bytes)
+        if file.readinto(data.reshape(-1).view(np.uint8).data) != data.nbytes:
+            raise InputError(
+                f"{self.file}: tensor {self.name!r} is truncated; copy the file again"
+            )
+        return data
 
 
 class Tensor(NamedTuple):
-    """One tensor to write: `data()` is called when its turn comes."""
+    """One tensor to write: when its turn comes, `panels()` gives its rows in order."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    data: Callable[[], np.ndarray]
+    panels: Callable[[], Iterable[np.ndarray]]
 
     @property
     def nbytes(self) -> int:
@@ -148,7 +180,7 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
 
 
 def write(path: Path, tensors: Sequence[Tensor], metadata: dict[str, str]) -> None:
-    """Writes a file, asking for each tensor's data only when its turn comes.
+    """Writes a file, asking for each panel of a tensor only when its turn comes.
 
     Raises:
       OSError: the disk is full or read-only.
@@ -167,9 +199,13 @@ def write(path: Path, tensors: Sequence[Tensor], metadata: dict[str, str]) -> No
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for tensor in tensors:
-            data = tensor.data()
-            assert (data.shape, data.dtype) == (tensor.shape, DTYPES[tensor.dtype])
-            file.write(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
+            written = 0
+            for panel in tensor.panels():
+                assert panel.dtype == DTYPES[tensor.dtype], tensor.name
+                assert panel.shape[1:] == tensor.shape[1:], tensor.name
+                data = np.ascontiguousarray(panel).reshape(-1).view(np.uint8).data
+                written += file.write(data)
+            assert written == tensor.nbytes, tensor.name
 
 
 def _entry(path: Path, name: str, fields: dict, data_start: int) -> Entry:

@@ -1,79 +1,148 @@
 """Walks a model block by block; each block sees the new outputs of those before it."""
 
-from collections.abc import Callable
+import contextlib
+import pathlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from sparse_jax.models import Compute, LlamaConfig, block, embed
+from sparse_jax.models import Compute, LlamaConfig, block
+from sparse_jax.prune.activations import Activations, in_batches
 from sparse_jax.types import InputError, Params, Tree
 
-Inputs = list[Float[Array, "_ T D"]]
-"""Calibration activations that enter a block, in batches of sequences."""
+Action = Callable[[int, Params, Activations], Params]
+"""(index, layer params, inputs) -> new layer params: solve, train, measure ...
 
-Action = Callable[[int, Params, Inputs], Params]
-"""(index, layer params, inputs) -> new layer params: solve, train, measure ..."""
+The dict of layer params is the action's own: emptied, it frees the old weights.
+"""
 
 Progress = Callable[[int, int], None]
 """Called as (blocks done, blocks in all)."""
 
 
-def walk(
-    params: Params,
-    tokens: Int[Array | np.ndarray, "samples length"] | None,
-    config: LlamaConfig,
-    compute: Compute,
-    action: Action,
-    *,
-    batch_size: int = 16,
-    progress: Progress | None = None,
-) -> Params:
-    """Replaces every decoder block by what `action` makes of it, first to last.
+@runtime_checkable
+class Blocks(Protocol):
+    """A model that gives one decoder block at a time, wherever it is kept."""
 
-    Only one block's new weights are worked on at a time, and the activations kept are
-    those that enter it: the calibration tokens embedded, then carried through the NEW
-    blocks, so that later blocks see, and can make up for, the errors of earlier ones.
+    @property
+    def config(self) -> LlamaConfig:
+        """The architecture."""
+        ...
+
+    def embed(
+        self, ids: Int[np.ndarray, "*shape"]
+    ) -> Float[Array | np.ndarray, "*shape D"]:
+        """The embeddings of token ids, float32."""
+        ...
+
+    def layer(self, index: int) -> Params:
+        """`params["layers"]` at one layer, in a dict of its own."""
+        ...
+
+
+@dataclass(frozen=True)
+class ParamsBlocks:
+    """The blocks of a model in memory.
+
+    Attributes:
+      params: the whole model.
+      config: its architecture.
+    """
+
+    params: Params
+    config: LlamaConfig
+
+    def embed(
+        self, ids: Int[np.ndarray, "*shape"]
+    ) -> Float[Array | np.ndarray, "*shape D"]:
+        """The embeddings of token ids, float32."""
+        return _look_up(self.params["embed"]["embedding"], ids)
+
+    def layer(self, index: int) -> Params:
+        """`params["layers"]` at one layer."""
+        return take_layer(self.params["layers"], index)
+
+
+def walk(
+    blocks: Blocks,
+    tokens: Int[Array | np.ndarray, "samples length"] | None,
+    compute: Compute,
+    action: Action | None,
+    *,
+    first: int = 0,
+    done: Callable[[int], Params] | None = None,
+    batch_size: int = 16,
+    spool: pathlib.Path | None = None,
+    progress: Progress | None = None,
+) -> Activations:
+    """Calls `action` on every decoder block, first to last, and carries tokens through.
+
+    One block's weights are in memory at a time, and the activations that enter it: the
+    tokens embedded, then carried through the NEW blocks, so that later blocks see, and
+    can make up for, the errors of earlier ones.
 
     Args:
-      params: the whole model.
-      tokens: calibration sequences; None gives every action an empty list of inputs.
-      config: architecture.
+      blocks: the model.
+      tokens: sequences; None gives every action empty inputs.
       compute: the activations' dtype.
-      action: called once per block.
-      batch_size: sequences per batch of inputs.
+      action: called once per block; None changes nothing.
+      first: blocks before this one have been walked already, by an earlier process.
+      done: index -> the new params of a block before `first`; None = the model's own.
+      batch_size: sequences that go through a block at a time.
+      spool: folder for the activations; None keeps them in memory.
       progress: called after every block.
 
     Returns:
-      New params; the given ones are not changed.
+      The outputs of the last block.
 
     Raises:
       InputError: the tokens do not fit the model.
     """
-    inputs: Inputs = []
+    config = blocks.config
+    ids_ST = np.zeros((0, 1), np.int32) if tokens is None else np.asarray(tokens)
     if tokens is not None:
-        check_tokens(tokens, config)
-        inputs = [
-            _embed(params["embed"], tokens[start : start + batch_size], compute)
-            for start in range(0, len(tokens), batch_size)
-        ]
-    new_layers = []
+        check_tokens(ids_ST, config)
+    dtype = compute.jax_dtype
+    inputs = Activations(
+        (
+            jnp.asarray(blocks.embed(ids), dtype)
+            for ids in in_batches(ids_ST, batch_size)
+        ),
+        spool,
+    )
     for index in range(config.n_layers):
-        layer_params = action(index, take_layer(params["layers"], index), inputs)
-        new_layers.append(layer_params)
-        if index + 1 < config.n_layers:
-            inputs = [_run_block(layer_params, x_BTD, config) for x_BTD in inputs]
+        if index < first:
+            new_layer = (done or blocks.layer)(index)
+        elif action is None:
+            new_layer = blocks.layer(index)
+        else:
+            new_layer = action(index, blocks.layer(index), inputs)
+        inputs.update(partial(run_block, new_layer, config=config))
+        del new_layer  # before the next one is read
         if progress is not None:
             progress(index + 1, config.n_layers)
-    return {**params, "layers": stack_layers(new_layers)}
+    return inputs
+
+
+@contextlib.contextmanager
+def name_block(index: int) -> Iterator[None]:
+    """Puts the number of the block in front of what an InputError says."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"block {index}: {error}") from error
 
 
 def check_tokens(
     tokens: Int[Array | np.ndarray, "samples length"], config: LlamaConfig
 ) -> None:
-    """Raises InputError unless a model can read these calibration tokens."""
+    """Raises InputError unless a model can read these sequences."""
     if tokens.shape[0] < 1 or tokens.shape[1] < 1:
         raise InputError(f"calibration tokens are empty: shape {tokens.shape}")
     config.check_length(tokens.shape[1])
@@ -85,13 +154,16 @@ def check_tokens(
         )
 
 
-@partial(jax.jit, static_argnames="compute")
-def _embed(table, tokens_BT, compute):
-    return embed({"embed": table}, tokens_BT, compute)
+@jax.jit
+def _look_up(table_VD, ids):
+    return table_VD[ids]
 
 
 @partial(jax.jit, static_argnames="config")
-def _run_block(layer_params, x_BTD, config):
+def run_block(
+    layer_params: Params, x_BTD: Float[Array, "B T D"], config: LlamaConfig
+) -> Float[Array, "B T D"]:
+    """One decoder block, compiled once for all layers."""
     return block(layer_params, x_BTD, config)[0]
 
 

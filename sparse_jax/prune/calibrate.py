@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sparse_jax.models import LlamaConfig, block
-from sparse_jax.solvers import accumulate
+from sparse_jax.solvers import accumulate, symmetrize
 from sparse_jax.types import InputError, Params
 
 INPUTS = {
@@ -74,10 +74,13 @@ def hessians(
     for x_BTD in batches:
         total = _accumulate(layer_params, x_BTD, total, float(n_before), config)
         n_before += x_BTD.shape[0]
-    return total
+    return {tap: _symmetrize(total.pop(tap)) for tap in taps}
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames="total")
 def _accumulate(layer_params, x_BTD, total, n_before, config):
     _, taps = block(layer_params, x_BTD, config)
     return {tap: accumulate(h, n_before, taps[tap]) for tap, h in total.items()}
+
+
+_symmetrize = jax.jit(symmetrize, donate_argnums=0)

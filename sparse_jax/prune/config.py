@@ -1,9 +1,11 @@
 """What one pruning run does."""
 
+import inspect
 import math
 from dataclasses import dataclass
 from typing import Any
 
+from sparse_jax.prune.allocate import AllocationConfig
 from sparse_jax.solvers import find_solver
 from sparse_jax.sparsity import Pattern, parse
 from sparse_jax.types import InputError
@@ -11,24 +13,27 @@ from sparse_jax.types import InputError
 LINEARS = r"layers/(attention/(q|k|v|o)|mlp/(gate|up|down))/kernel"
 """Paths of the seven matrices of a decoder block."""
 
+_BATCH_TOKENS = 1024
+
 
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
     """One-shot pruning of a model.
 
     Attributes:
-      solver: "magnitude", "wanda" or "sparsegpt".
+      solver: "magnitude", "wanda", "sparsegpt", "sparsegpt_refit" or "admm".
       pattern: "unstructured", "N:M" (N kept of every M inputs), "group:SIZE" or
         "block:INxOUT".
-      sparsity: fraction of zeros in every pruned matrix, in [0, 1); N:M fixes its own.
+      sparsity: fraction of zeros in the pruned matrices, in [0, 1); N:M fixes its own.
+      allocation: how that fraction is spread over layers and matrices.
       block_size: columns that SparseGPT ranks together; None = its default.
-      damping: SparseGPT's relative damping of the Hessian.
+      damping: relative damping of the Hessian, of the solvers that use one.
       reference: SparseGPT with the public implementation's exact thresholds.
       nested: weights pruned before stay pruned.
       samples: calibration sequences.
       sample_length: tokens of each.
       seed: which calibration sequences are drawn.
-      batch_size: sequences that go through a block at a time.
+      batch_size: sequences that go through a block at a time; None = about 1024 tokens.
       rules: ordered (path regex, value) pairs; the first full match wins and every leaf
         must be covered. Values: "pattern" (the fields above), "dense", or a pattern of
         its own such as "2:4" or "unstructured@0.6".
@@ -37,6 +42,7 @@ class PruneConfig:
     solver: str = "sparsegpt"
     pattern: str = "unstructured"
     sparsity: float = 0.5
+    allocation: AllocationConfig = AllocationConfig()
     block_size: int | None = None
     damping: float = 0.01
     reference: bool = False
@@ -44,7 +50,7 @@ class PruneConfig:
     samples: int = 128
     sample_length: int = 128
     seed: int = 0
-    batch_size: int = 16
+    batch_size: int | None = None
     rules: tuple[tuple[str, str], ...] = ((LINEARS, "pattern"), (".*", "dense"))
 
     def __post_init__(self):
@@ -52,15 +58,10 @@ class PruneConfig:
             raise InputError(
                 f"prune.sparsity must be in [0, 1), found {self.sparsity!r}"
             )
-        for name in ("samples", "sample_length", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(
-                    f"prune.{name} must be at least 1, found {getattr(self, name)}"
-                )
-        if self.block_size is not None and self.block_size < 1:
-            raise InputError(
-                f"prune.block_size must be at least 1, found {self.block_size}"
-            )
+        for name in ("samples", "sample_length", "batch_size", "block_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"prune.{name} must be at least 1, found {value}")
         if not (math.isfinite(self.damping) and self.damping >= 0):
             raise InputError(f"prune.damping must be >= 0, found {self.damping}")
         find_solver(self.solver, self.options)
@@ -68,14 +69,15 @@ class PruneConfig:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The solver's own options."""
-        if self.solver != "sparsegpt":
-            return {}
-        return {
-            "block_size": self.block_size,
-            "damping": self.damping,
-            "reference": self.reference,
-        }
+        """The fields that are options of the solver."""
+        known = inspect.signature(find_solver(self.solver, {})).parameters
+        names = ("block_size", "damping", "reference")
+        return {name: getattr(self, name) for name in names if name in known}
+
+    @property
+    def sequences_per_batch(self) -> int:
+        """Calibration sequences that go through a block at a time."""
+        return self.batch_size or max(1, _BATCH_TOKENS // self.sample_length)
 
     def pattern_rules(self) -> list[tuple[str, Pattern | None]]:
         """The rules with their values as patterns, None = dense."""

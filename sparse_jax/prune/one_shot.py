@@ -1,33 +1,34 @@
 """One-shot pruning of a whole model: calibrate, solve and propagate block by block."""
 
-import re
-import time
+import pathlib
+from collections.abc import Callable
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
 from sparse_jax.models import Compute, LlamaConfig
-from sparse_jax.ops import effective_weight
+from sparse_jax.prune.activations import Activations
 from sparse_jax.prune.blockwise import (
-    Inputs,
+    Blocks,
+    ParamsBlocks,
     Progress,
     check_tokens,
+    name_block,
     stack_layers,
     take_layer,
     walk,
 )
-from sparse_jax.prune.calibrate import INPUTS, hessians
-from sparse_jax.prune.config import LINEARS, PruneConfig
-from sparse_jax.solvers import Solution, solve_shared
-from sparse_jax.sparsity import Pattern, sparsity_rows
-from sparse_jax.sparsity.masks import check_rule, to_kernel, to_matrix
-from sparse_jax.sparsity.patterns import UnitPattern
-from sparse_jax.tree import from_paths, leaf_paths, match_rules
+from sparse_jax.prune.config import PruneConfig
+from sparse_jax.prune.plan import LayerMasks, Plan, make_plan
+from sparse_jax.prune.solve_block import PrunedBlock, Row, solve_block
+from sparse_jax.prune.spread import spread_sparsity
+from sparse_jax.tree import from_paths, leaf_paths
 from sparse_jax.types import InputError, Masks, Params
 
-Row = dict[str, Any]
+Store = Callable[[int, PrunedBlock], Params]
+"""Keeps a pruned block; returns its params as they are kept, rounded, say."""
 
 
 def prune(
@@ -39,11 +40,11 @@ def prune(
     compute: Compute = Compute(),
     progress: Progress | None = None,
 ) -> tuple[Params, Masks, list[Row]]:
-    """Prunes the linears of every decoder block with one solver.
+    """Prunes the linears of every decoder block of a model in memory.
 
     Each block is calibrated before it is pruned, and its pruned outputs are what the
     next block is calibrated on. Every shape compiles once, for all layers and all
-    sparsities.
+    sparsities. `prune_directory` does the same with a model on disk.
 
     Args:
       params: the model.
@@ -57,166 +58,140 @@ def prune(
       progress: called after every block as (done, total).
 
     Returns:
-      (params, masks, rows). Rows hold path, layer, pattern, sparsity, relative_error,
+      (params, masks, rows). Rows hold layer, path, pattern, sparsity, relative_error,
       damping (None where unused) and seconds (of the shared solve, split evenly).
 
     Raises:
       InputError: before any work starts, for a rule, pattern, sparsity or tokens that
         do not fit the model; or for activations that are not finite.
     """
-    patterns = plan(params, masks, config)
-    if tokens is not None:
-        check_tokens(tokens, model_config)
-    elif config.solver != "magnitude":
-        raise InputError(f"solver {config.solver!r} needs calibration tokens")
-    priors = _priors(masks, config)
-    binding = {p: m for p, m in priors.items() if p in patterns and m is not None}
-    layer_masks: list[dict[str, jax.Array]] = []
-    rows: list[Row] = []
+    pruned: list[PrunedBlock] = []
+    prior_leaves = {
+        path: mask for path, mask in leaf_paths(masks or {}).items() if mask is not None
+    }
 
-    def prune_block(index: int, layer_params: Params, inputs: Inputs) -> Params:
-        layer_priors = take_layer(binding, index)
-        layer_params, masks_of_layer, rows_of_layer = solve_block(
-            layer_params, inputs, patterns, layer_priors, model_config, config
-        )
-        layer_masks.append(masks_of_layer)
-        rows.extend({"layer": index} | row for row in rows_of_layer)
-        return layer_params
+    def store(index: int, block: PrunedBlock) -> Params:
+        pruned.append(block)
+        return block.params
 
-    options = {"batch_size": config.batch_size, "progress": progress}
-    pruned = walk(params, tokens, model_config, compute, prune_block, **options)
-    leaves = dict.fromkeys(leaf_paths(params)) | priors | stack_layers(layer_masks)
-    new_masks = from_paths(leaves)
-    kept_priors = {path: priors[path] for path in priors if path not in patterns}
-    _add_sparsity(rows, new_masks)
-    return _apply_leaves(pruned, kept_priors), new_masks, rows
-
-
-def plan(
-    params: Params, masks: Masks | None, config: PruneConfig
-) -> dict[str, Pattern]:
-    """Resolves the rules to a pattern per stacked kernel, and checks all of them.
-
-    Raises:
-      InputError: a leaf is uncovered, a rule prunes what is not a linear of a block, a
-        pattern does not divide its matrix, or it prunes less than `masks` do.
-    """
-    leaves = leaf_paths(params)
-    priors = _priors(masks, config)
-    patterns = {}
-    for path, pattern in leaf_paths(
-        match_rules(config.pattern_rules(), params)
-    ).items():
-        if pattern is None:
-            continue
-        if not re.fullmatch(LINEARS, path):
-            raise InputError(
-                f"prune.rules: {path} gets pattern {pattern}, but only the linears of "
-                "decoder blocks can be pruned; make its rule 'dense'"
-            )
-        check_rule(pattern, leaves[path].shape, path)
-        prior = priors.get(path)
-        if prior is not None and isinstance(pattern, UnitPattern):
-            prior_LOI = to_matrix(prior)
-            try:
-                pattern.counts(prior_LOI.shape, prior_LOI)
-            except InputError as error:
-                raise InputError(f"{path}: {error}") from None
-        patterns[path] = pattern
-    return patterns
+    prune_blocks(
+        ParamsBlocks(params, model_config),
+        lambda index: take_layer(prior_leaves, index),
+        tokens,
+        config,
+        store,
+        compute=compute,
+        progress=progress,
+    )
+    layers = stack_layers([block.params for block in pruned])
+    new_masks = stack_layers([block.masks for block in pruned])
+    rows = [row for block in pruned for row in block.rows]
+    return (
+        {**params, "layers": layers},
+        from_paths(dict.fromkeys(leaf_paths(params)) | new_masks),
+        rows,
+    )
 
 
-def _priors(masks: Masks | None, config: PruneConfig) -> dict[str, Any]:
-    """Masks by path that the new ones must stay inside; None at dense leaves."""
-    return leaf_paths(masks) if masks is not None and config.nested else {}
-
-
-def solve_block(
-    layer_params: Params,
-    inputs: Inputs,
-    patterns: dict[str, Pattern],
-    priors: dict[str, jax.Array],
-    model_config: LlamaConfig,
+def prune_blocks(
+    blocks: Blocks,
+    layer_masks: Callable[[int], LayerMasks],
+    tokens: Int[Array | np.ndarray, "samples length"] | None,
     config: PruneConfig,
-) -> tuple[Params, dict[str, jax.Array], list[Row]]:
-    """Prunes one block.
+    store: Store,
+    *,
+    compute: Compute = Compute(),
+    first: int = 0,
+    done: Callable[[int], Params] | None = None,
+    spool: pathlib.Path | None = None,
+    log: pathlib.Path | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Prunes a model whose blocks are read and kept one at a time.
 
     Args:
-      layer_params: `params["layers"]` at one layer.
-      inputs: activations that enter the block; empty for magnitude without text.
-      patterns: by path in the whole model, "layers/attention/q/kernel".
-      priors: masks [in, out] of this layer, by the same paths.
-      model_config: architecture.
-      config: solver and options.
+      blocks: the model.
+      layer_masks: the masks that it has already, by layer; {} for a dense one.
+      tokens: as for `prune`.
+      config: what to do.
+      store: called with every block when it is pruned.
+      compute: the activations' dtype.
+      first: blocks before this one are stored already.
+      done: index -> params of such a block, as stored.
+      spool: folder for the activations; None keeps them in memory.
+      log: file that keeps the measurements for the allocation, for a resumed run.
+      progress: called after every block.
+
+    Raises:
+      InputError: as `prune`.
+    """
+    plan = check(blocks, layer_masks, tokens, config)
+    priors = layer_masks if config.nested else _dense
+    options: dict[str, Any] = {"compute": compute, "spool": spool}
+    options["batch_size"] = config.sequences_per_batch
+    if config.allocation.kind != "uniform":
+        before, progress = _halves(progress)
+        options["progress"] = before
+        plan = spread_sparsity(plan, blocks, priors, tokens, config, log, **options)
+
+    def prune_block(index: int, layer_params: Params, inputs: Activations) -> Params:
+        pattern = plan.layers[index]
+        arguments = (layer_params, inputs, pattern, priors(index), blocks.config)
+        with name_block(index):
+            solved = solve_block(*arguments, config)
+        masks = _whole_masks(plan.masked, solved.params) | solved.masks
+        rows = [{"layer": index} | row for row in solved.rows]
+        return store(index, PrunedBlock(solved.params, masks, rows))
+
+    options["progress"] = progress
+    walk(blocks, tokens, action=prune_block, first=first, done=done, **options)
+
+
+def _halves(progress: Progress | None) -> tuple[Progress | None, Progress | None]:
+    """Reports to the first and to the second half of what `progress` shows."""
+    if progress is None:
+        return None, None
+    return (
+        lambda done, total: progress(done, 2 * total),
+        lambda done, total: progress(total + done, 2 * total),
+    )
+
+
+def check(
+    blocks: Blocks,
+    layer_masks: Callable[[int], LayerMasks],
+    tokens: Int[Array | np.ndarray, "samples length"] | None,
+    config: PruneConfig,
+) -> Plan:
+    """Checks everything that can be known before any work; arguments as above.
 
     Returns:
-      (layer params, masks [in, out] by path, rows).
+      What is to be pruned, with the same sparsity everywhere.
+
+    Raises:
+      InputError: a rule, pattern, sparsity, allocation or tokens that do not fit.
     """
-    kernels = {
-        f"layers/{path}": leaf for path, leaf in leaf_paths(layer_params).items()
-    }
-    groups = {
-        tap: [path for name in names if (path := f"layers/{name}/kernel") in patterns]
-        for tap, names in INPUTS.items()
-    }
-    groups = {tap: paths for tap, paths in groups.items() if paths}
-    shared = {}
-    if inputs and groups:
-        shared = hessians(layer_params, inputs, model_config, tuple(groups))
-    matrices = _to_matrices({path: kernels[path] for path in patterns})
-    matrix_priors = _to_matrices(priors)
-    solutions: dict[str, Solution] = {}
-    rows = []
-    for tap, paths in groups.items():
-        started = time.perf_counter()
-        shared_solutions = solve_shared(
-            config.solver,
-            {path: matrices[path] for path in paths},
-            shared.get(tap),
-            patterns,
-            prior_masks=matrix_priors,
-            **config.options,
+    if tokens is not None:
+        check_tokens(tokens, blocks.config)
+    elif config.solver != "magnitude":
+        raise InputError(
+            f"solver {config.solver!r} needs calibration tokens; name a text with "
+            "calibration"
         )
-        jax.block_until_ready([s.weights for s in shared_solutions.values()])
-        seconds = (time.perf_counter() - started) / len(paths)
-        rows += [_row(path, s, seconds) for path, s in shared_solutions.items()]
-        solutions |= shared_solutions
-    kernels |= _to_kernels({path: s.weights for path, s in solutions.items()})
-    masks = _to_kernels({path: s.mask for path, s in solutions.items()})
-    return from_paths(kernels)["layers"], masks, rows
+    elif config.allocation.kind != "uniform":
+        raise InputError(
+            f"allocation {config.allocation.kind!r} needs calibration tokens; name a "
+            "text with calibration"
+        )
+    priors = layer_masks if config.nested else _dense
+    return make_plan(blocks.config, config, priors)
 
 
-def _row(path: str, solution: Solution, seconds: float) -> Row:
-    calibrated = solution.hessian is not None
-    return {
-        "path": path,
-        "pattern": str(solution.problem.pattern),
-        "relative_error": solution.relative_error if calibrated else None,
-        "damping": None if solution.damping is None else float(solution.damping),
-        "seconds": seconds,
-    }
+def _dense(index: int) -> LayerMasks:
+    return {}
 
 
-def _add_sparsity(rows: list[Row], masks: Masks) -> None:
-    counted = {(row["path"], row["layer"]): row for row in sparsity_rows(masks)}
-    for row in rows:
-        row["sparsity"] = counted[row["path"], row["layer"]]["sparsity"]
-
-
-def _apply_leaves(params: Params, masks: dict[str, jax.Array | None]) -> Params:
-    """Zeroes what these masks prune; a leaf without a mask is left alone."""
-    leaves = leaf_paths(params)
-    for path, mask in masks.items():
-        leaves[path] = effective_weight(leaves[path], mask)
-    return from_paths(leaves)
-
-
-# All matrices of a block at once: one small compilation instead of one per shape.
-@jax.jit
-def _to_matrices(kernels):
-    return {path: to_matrix(kernel) for path, kernel in kernels.items()}
-
-
-@jax.jit
-def _to_kernels(matrices):
-    return {path: to_kernel(matrix) for path, matrix in matrices.items()}
+def _whole_masks(paths: list[str], layer_params: Params) -> LayerMasks:
+    """All-True masks: of what is pruned in some layers, but not in this one."""
+    leaves = leaf_paths({"layers": layer_params})
+    return {path: jnp.ones(leaves[path].shape, bool) for path in paths}

@@ -9,6 +9,8 @@ from sparse_jax.recipe.config import (
     Recipe,
     Stage,
 )
+from sparse_jax.recipe.prune_job import PruneJob
+from sparse_jax.recipe.pruning import run_prune
 from sparse_jax.recipe.run import run
 
 __all__ = [
@@ -17,7 +19,9 @@ __all__ = [
     "OneShot",
     "Pretrain",
     "Prune",
+    "PruneJob",
     "Recipe",
     "Stage",
     "run",
+    "run_prune",
 ]

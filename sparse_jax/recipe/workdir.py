@@ -1,6 +1,5 @@
 """The working directory of a recipe: whose it is, what is finished, what must agree."""
 
-import fcntl
 import pathlib
 import shutil
 from collections.abc import Collection, Iterator
@@ -8,7 +7,7 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from sparse_jax import __version__
-from sparse_jax.files import disk_errors, read_json, write_json
+from sparse_jax.files import disk_errors, lock, read_json, write_json
 from sparse_jax.recipe.config import (
     Export,
     Init,
@@ -36,8 +35,8 @@ def open_workdir(directory: pathlib.Path, recipe: Recipe) -> Iterator[None]:
       InputError: it belongs to another recipe, is in use, or is no directory of ours.
     """
     with disk_errors(directory):
-        lock = _lock(directory)
-    with lock:
+        locked = _lock(directory)
+    with locked:
         _check_owner(directory, recipe)
         if not (directory / RECIPE).exists():
             record(directory, recipe)
@@ -59,16 +58,7 @@ def _lock(directory: pathlib.Path) -> IO[str]:
             f"{directory}: is not empty and holds no {RECIPE}; choose another --workdir"
         )
     directory.mkdir(parents=True, exist_ok=True)
-    lock = (directory / LOCK).open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise InputError(
-            f"{directory}: another process is working on it; wait for it, or "
-            "choose another --workdir"
-        ) from error
-    return lock
+    return lock(directory / LOCK)
 
 
 def _foreign(directory: pathlib.Path) -> bool:

@@ -29,7 +29,7 @@ def markdown(report: Report, plots: Mapping[str, str]) -> str:
         _quality(report.get("models", [])),
         _cost(report.get("models", [])),
         _one_shot(report),
-        _plots(plots),
+        images(plots),
         _what_was_run(report),
         _definitions(report),
     ]
@@ -135,7 +135,8 @@ def _cell(loss: Number | None, best: Number | None) -> str:
     return f"**{text}**" if loss is not None and loss == best else text
 
 
-def _plots(plots: Mapping[str, str]) -> str:
+def images(plots: Mapping[str, str]) -> str:
+    """The section with the plots: captions by file name."""
     if not plots:
         return ""
     parts = ["## Plots"]
@@ -154,16 +155,22 @@ def _what_was_run(report: Report) -> str:
         **report.get("versions", {}),
     }
     titles = ("model", "corpus", "data", "calibration", "evaluation")
-    facts = _facts({key: value for key, value in top.items() if value is not None})
-    parts += [facts] if facts else []
+    found = facts({key: value for key, value in top.items() if value is not None})
+    parts += [found] if found else []
     for title in titles:
         if report.get(title):
-            parts.append(f"**{title.capitalize()}**\n\n{_facts(report[title])}")
+            parts.append(f"**{title.capitalize()}**\n\n{facts(report[title])}")
     return "\n\n".join(parts) if len(parts) > 1 else ""
 
 
-def _facts(values: Mapping[str, Any]) -> str:
-    """A list of facts; the leaves of a nested fact share its line."""
+def facts(values: Mapping[str, Any]) -> str:
+    """A Markdown list of facts; the leaves of a nested fact share its line.
+
+    Example:
+      >>> print(facts({"window": 256, "sources": {"code": 0.7, "prose": 0.3}}))
+      - window: 256
+      - sources: code 0.7; prose 0.3
+    """
     return "\n".join(
         f"- {_words(key)}: {_fact(value)}" for key, value in values.items()
     )

@@ -49,7 +49,7 @@ def draw_plots(report: Report, histories: Histories) -> dict[str, tuple[bytes, s
             ("loss.png", _draw_loss),
             ("gap.png", _draw_gap),
             ("one_shot.png", _draw_one_shot),
-            ("sparsity.png", _draw_sparsity),
+            ("sparsity.png", draw_sparsity),
         ):
             drawn = draw(report, histories)
             if drawn is not None:
@@ -245,7 +245,8 @@ def _draw_one_shot(report: Report, histories: Histories) -> tuple[Figure, str] |
     )
 
 
-def _draw_sparsity(report: Report, histories: Histories) -> tuple[Figure, str] | None:
+def draw_sparsity(report: Report, histories: Histories) -> tuple[Figure, str] | None:
+    """The zeros of every matrix of `report["layers"]`, a panel for each model."""
     del histories
     layers = {name: rows for name, rows in report.get("layers", {}).items() if rows}
     if not layers:

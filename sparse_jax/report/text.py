@@ -47,11 +47,13 @@ def duration(seconds: Number | None) -> str:
     """Seconds as people say them.
 
     Example:
-      >>> duration(4.26), duration(83), duration(7500)
-      ('4.3 s', '1 min 23 s', '2 h 05 min')
+      >>> duration(0.0042), duration(4.26), duration(83), duration(7500)
+      ('4.2 ms', '4.3 s', '1 min 23 s', '2 h 05 min')
     """
     if seconds is None:
         return MISSING
+    if 0 < seconds < 0.0995:
+        return f"{1000 * seconds:.1f} ms"
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     if seconds < 3599.5:

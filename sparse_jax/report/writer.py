@@ -66,23 +66,24 @@ def complete(report: Mapping[str, Any]) -> dict[str, Any]:
                         f"report.{section}[{index}] has no {key!r}, found "
                         f"{sorted(row)}; every row needs {list(keys)}"
                     )
-    plain = _plain(report)
-    if "models" in plain:
-        with_gaps = add_gaps(plain["models"])
-        plain["models"] = [
+    values = plain(report)
+    if "models" in values:
+        with_gaps = add_gaps(values["models"])
+        values["models"] = [
             row if row.get("gap") else full
-            for row, full in zip(plain["models"], with_gaps, strict=True)
+            for row, full in zip(values["models"], with_gaps, strict=True)
         ]
-    return plain
+    return values
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Plain JSON data: arrays' scalars as numbers, NaN and infinities as null."""
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -1,7 +1,7 @@
 """Solvers: (W, Hessian, pattern) -> (pruned weights, mask). They know no model."""
 
 from sparse_jax.solvers.api import SOLVERS, find_solver, solve, solve_shared
-from sparse_jax.solvers.hessian import accumulate
+from sparse_jax.solvers.hessian import accumulate, symmetrize
 from sparse_jax.solvers.problem import Problem, Quantizer, Solution, output_energy
 
 __all__ = [
@@ -14,4 +14,5 @@ __all__ = [
     "output_energy",
     "solve",
     "solve_shared",
+    "symmetrize",
 ]

@@ -8,13 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from sparse_jax.solvers.admm import admm
 from sparse_jax.solvers.one_shot import magnitude, wanda
 from sparse_jax.solvers.problem import Problem, Quantizer, Solution, validate
+from sparse_jax.solvers.refit import sparsegpt_refit
 from sparse_jax.solvers.sparsegpt import sparsegpt
 from sparse_jax.sparsity.patterns import Pattern
 from sparse_jax.types import InputError
 
-SOLVERS = {"magnitude": magnitude, "wanda": wanda, "sparsegpt": sparsegpt}
+SOLVERS = {
+    "magnitude": magnitude,
+    "wanda": wanda,
+    "sparsegpt": sparsegpt,
+    "sparsegpt_refit": sparsegpt_refit,
+    "admm": admm,
+}
 """name -> solver(problems, hessian, **options) -> solutions, for a shared input."""
 
 # Shapes that do not fit together are user input: `validate` names what is wrong.
@@ -37,15 +45,24 @@ def solve(
 
     minimise tr((W' - W) H (W' - W)^T) over W' with zeros in the pattern.
 
+    Results are defined for degenerate problems, too. Weights of inputs that are always
+    zero (H_jj = 0) become zeros, or rank lowest with Wanda; magnitude does not see the
+    inputs. Where H is not positive definite, a solver that inverts it raises damping
+    tenfold until it is, logs that, and records it in the solution; what is done then is
+    still the method that was asked for.
+
     Args:
-      name: "magnitude", "wanda" or "sparsegpt".
+      name: "magnitude" or "wanda", which do not move weights; "sparsegpt";
+        "sparsegpt_refit", its mask with the best weights on it; or "admm", a better
+        mask as well. From left to right, errors fall and times rise.
       W: weights [..., out, in].
       H: H = (2/n) X^T X, undamped, [..., in, in] or one [in, in] for all matrices;
         magnitude takes None too.
       pattern: the shape that zeros may take, with exact counts per matrix.
       prior_mask: True = kept; what it prunes stays zero.
-      quantizer: rounds the survivors; SparseGPT compensates for the rounding as well.
-      **options: the solver's own, see `magnitude`, `wanda` and `sparsegpt`.
+      quantizer: rounds the survivors; solvers that move weights compensate for the
+        rounding as well.
+      **options: the solver's own, see the function of its name in this package.
 
     Raises:
       InputError: an unknown solver or option, arrays that do not fit together or are

@@ -17,6 +17,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from sparse_jax.solvers.blocks import matmul, padded_columns, square, tile_width
+from sparse_jax.solvers.cholesky import invert_lower, reverse_cholesky
 from sparse_jax.types import InputError
 
 _LOG = logging.getLogger(__name__)
@@ -28,13 +30,13 @@ class Factor(NamedTuple):
 
     Attributes:
       rt: R^T, lower triangular [M, P, P]; the identity in the padding.
-      u: diagonal blocks of U [M, blocks, block, block].
+      ut: diagonal blocks of U^T [M, blocks, block, block].
       dead: inputs that are always zero [M, P].
       damping: damping used for each matrix, a host array [M].
     """
 
     rt: Float[Array, "M P P"]
-    u: Float[Array, "M blocks block block"]
+    ut: Float[Array, "M blocks block block"]
     dead: Bool[Array, "M P"]
     damping: np.ndarray
 
@@ -51,6 +53,9 @@ def accumulate(
     with n sequences before and b sequences in the batch, so that H = (2/n) X^T X after
     any split into batches (n counts sequences, not tokens).
 
+    A large H is brought up to date in its upper triangle alone, tile by tile, which
+    needs less time and memory; `symmetrize` completes it after the last batch.
+
     Args:
       hessian: H so far; zeros at the start.
       n_before: sequences in it.
@@ -63,8 +68,49 @@ def accumulate(
     """
     n = n_before + inputs.shape[0]
     x_TI = inputs.reshape(-1, inputs.shape[-1]).astype(jnp.float32)
-    gram_II = jnp.matmul(x_TI.T, x_TI, precision=lax.Precision.HIGHEST)
-    return hessian * (n_before / n) + (2.0 / n) * gram_II
+    tile = _tile(len(hessian))
+
+    def add(start, hessian):
+        left_TP, right_TP = (
+            lax.dynamic_slice_in_dim(x_TI, first, tile, 1) for first in start
+        )
+        tile_PP = square(hessian, start, tile) * (n_before / n)
+        tile_PP += (2.0 / n) * matmul(left_TP.T, right_TP)
+        return lax.dynamic_update_slice(hessian, tile_PP, start)
+
+    return _over_tiles(add, hessian, with_diagonal=True)
+
+
+def symmetrize(hessian: Float[Array, "in in"]) -> Float[Array, "in in"]:
+    """Copies the upper triangle that `accumulate` has filled to the lower one."""
+
+    def mirror(start, hessian):
+        above_PP = square(hessian, start, _tile(len(hessian)))
+        # A transpose that is fused with its slice is many times slower.
+        below_PP = lax.optimization_barrier(above_PP).T
+        return lax.dynamic_update_slice(hessian, below_PP, start[::-1])
+
+    return _over_tiles(mirror, hessian, with_diagonal=False)
+
+
+def _over_tiles(function, hessian, *, with_diagonal):
+    """Applies a function of a tile's corner to all tiles of the upper triangle."""
+    corners = np.arange(0, len(hessian), _tile(len(hessian)))
+    starts = [(i, j) for i in corners for j in corners if i < j + with_diagonal]
+    if not starts:
+        return hessian
+    starts = jnp.asarray(starts)
+
+    def step(n, hessian):
+        return function((starts[n, 0], starts[n, 1]), hessian)
+
+    return lax.fori_loop(0, len(starts), step, hessian)
+
+
+def _tile(n_in: int) -> int:
+    """The widest tile up to 1024 that divides `n_in`; all of it, if that is narrow."""
+    widest = max(width for width in range(1, 1025) if n_in % width == 0)
+    return widest if widest >= 256 else n_in
 
 
 def factorize(
@@ -86,10 +132,10 @@ def factorize(
     """
     damping_M = np.full(int(np.prod(hessian.shape[:-2])), damping, np.float32)
     while True:
-        rt, u, dead, positive = _factorize(hessian, damping_M, block)
+        rt, ut, dead, positive = _factorize(hessian, damping_M, block)
         failed = ~np.asarray(positive)
         if not failed.any():
-            return Factor(rt, u, dead, damping_M)
+            return Factor(rt, ut, dead, damping_M)
         raised = np.maximum(damping_M * 10, 1e-6)
         if raised[failed].max() > _LARGEST_DAMPING:
             raise InputError(
@@ -107,8 +153,7 @@ def factorize(
 @partial(jax.jit, static_argnames="block")
 def _factorize(hessian, damping_M, block):
     n_in = hessian.shape[-1]
-    n_blocks = -(-n_in // block)
-    pad = n_blocks * block - n_in
+    n_columns = padded_columns(n_in, block)
 
     def factor_one(problem):
         hessian_II, damping = problem
@@ -116,18 +161,22 @@ def _factorize(hessian, damping_M, block):
         dead_I = diagonal_I == 0
         diagonal_I = jnp.where(dead_I, 1.0, diagonal_I)
         diagonal_I = diagonal_I + damping * jnp.mean(diagonal_I)
-        damped_II = jnp.fill_diagonal(hessian_II, diagonal_I, inplace=False)
-        # H = R R^T with R upper is the Cholesky factorisation of the reversed matrix.
-        lower_II = lax.linalg.cholesky(damped_II[::-1, ::-1], symmetrize_input=False)
-        r_PP = jnp.pad(lower_II[::-1, ::-1], (0, pad))
-        r_PP = r_PP + jnp.diag((jnp.arange(n_in + pad) >= n_in).astype(r_PP.dtype))
-        start = jnp.arange(n_blocks) * block
-        r_NBB = jax.vmap(lambda i: lax.dynamic_slice(r_PP, (i, i), (block, block)))(
-            start
-        )
-        eye_NBB = jnp.broadcast_to(jnp.eye(block), r_NBB.shape)
-        u_NBB = lax.linalg.triangular_solve(r_NBB, eye_NBB, left_side=True, lower=False)
-        positive = jnp.isfinite(lower_II).all()
-        return r_PP.T, jnp.triu(u_NBB), jnp.pad(dead_I, (0, pad)), positive
+        pad = (0, n_columns - n_in)
+        lower_PP = jnp.tril(jnp.pad(hessian_II, pad), -1)
+        diagonal_P = jnp.pad(diagonal_I, pad, constant_values=1.0)
+        lower_PP = jnp.where(jnp.eye(n_columns, dtype=bool), diagonal_P, lower_PP)
+        rt_PP, positive = reverse_cholesky(lower_PP, _factor_tile(n_in, block))
+        starts = jnp.arange(0, n_columns, block)
+        rt_NBB = jax.vmap(lambda start: square(rt_PP, (start, start), block))(starts)
+        ut_NBB = invert_lower(rt_NBB)
+        return rt_PP, ut_NBB, jnp.pad(dead_I, pad), positive
 
     return lax.map(factor_one, (hessian.reshape(-1, n_in, n_in), damping_M))
+
+
+def _factor_tile(n_in: int, block: int) -> int:
+    """Tile of the factorisation: a part of the sweep's tile, near 128 columns."""
+    tile = tile_width(n_in, block)
+    while tile > 128 and tile % 2 == 0:
+        tile //= 2
+    return tile

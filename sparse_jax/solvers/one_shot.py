@@ -6,10 +6,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sparse_jax.solvers.problem import Problem, Solution, as_partial, round_columns
+from sparse_jax.solvers.problem import (
+    Problem,
+    Solution,
+    as_partial,
+    need_hessian,
+    round_columns,
+)
 from sparse_jax.sparsity import scores
 from sparse_jax.sparsity.patterns import Block, Group, Unstructured
-from sparse_jax.types import InputError
 
 Hessian = Float[Array, "*lead in in"]
 
@@ -42,15 +47,15 @@ def wanda(
     Raises:
       InputError: there is no Hessian.
     """
-    if hessian is None:
-        raise InputError("solver 'wanda' needs a Hessian, and none was given")
+    hessian = need_hessian("wanda", hessian)
     diagonal = jnp.diagonal(hessian, axis1=-2, axis2=-1)
     solutions = {}
     for name, problem in problems.items():
         if per_row and isinstance(problem.pattern, Unstructured):
             pattern = replace(problem.pattern, per_row=True)
             problem = replace(problem, pattern=pattern)
-        score = scores.wanda(problem.weights, diagonal)
+        *lead, _, n_in = problem.weights.shape
+        score = scores.wanda(problem.weights, jnp.broadcast_to(diagonal, (*lead, n_in)))
         solutions[name] = _keep(problem, score, hessian)
     return solutions
 

@@ -1,7 +1,7 @@
-"""SparseGPT as the paper writes it, in float64 numpy: slow, clear, and the test oracle.
+"""Solvers as their papers write them, in float64 numpy: slow, clear, the test oracles.
 
-It keeps every column up to date ("right-looking") and takes U from the explicit inverse
-of H, so it shares neither the formulation nor any code with `sparsegpt`.
+`sparsegpt` keeps every column up to date ("right-looking") and takes U from the
+explicit inverse of H, so it shares neither formulation nor code with the fast one.
 """
 
 from collections.abc import Callable
@@ -102,3 +102,41 @@ def relative_error(W: ArrayLike, Q: ArrayLike, H: ArrayLike) -> float:
     """tr(D H D^T) / tr(W H W^T) with D = Q - W, in float64."""
     W, Q, H = (np.asarray(array, np.float64) for array in (W, Q, H))
     return float(np.sum((Q - W) @ H * (Q - W)) / np.sum(W @ H * W))
+
+
+def least_squares(W: ArrayLike, H: ArrayLike, mask: ArrayLike) -> np.ndarray:
+    """The best weights on a mask, from the normal equations of every row."""
+    W, H = np.asarray(W, np.float64), np.asarray(H, np.float64)
+    best = np.zeros_like(W)
+    for row, kept in enumerate(np.asarray(mask)):
+        target = (W[row] @ H)[kept]
+        best[row, kept] = np.linalg.lstsq(H[np.ix_(kept, kept)], target, rcond=1e-12)[0]
+    return best
+
+
+def admm(
+    W: ArrayLike, H: ArrayLike, pattern: Pattern, *, iterations: int = 24
+) -> tuple[np.ndarray, np.ndarray]:
+    """Searches as `sparse_jax.solvers.admm` does, undamped, in the paper's variables.
+
+    Returns:
+      (weights, mask), True = kept, with the best weights on the mask.
+    """
+    W, H = np.asarray(W, np.float64), np.asarray(H, np.float64)
+    scale = np.sqrt(np.diag(H))
+    inputs = np.where(scale > 0, 1 / np.where(scale > 0, scale, 1), 0)
+    scaled, target = H * np.outer(inputs, inputs), W * scale
+    mask = _project(target, pattern)
+    D, V = np.where(mask, target, 0), np.zeros_like(W)
+    for rho in np.geomspace(0.1, 1.0, iterations // 2).repeat(2):
+        system = scaled + rho * np.eye(len(H))
+        B = np.linalg.solve(system, (target @ scaled - V + rho * D).T).T
+        B = 1.3 * B + (1 - 1.3) * D
+        mask = _project(B + V / rho, pattern)
+        D = np.where(mask, B + V / rho, 0)
+        V = V + rho * (B - D)
+    return least_squares(W, H, mask), mask
+
+
+def _project(values, pattern):
+    return np.asarray(pattern.project((values**2).astype(np.float32)))

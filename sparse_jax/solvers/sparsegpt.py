@@ -33,7 +33,7 @@ weights [in, out], where a column of W is contiguous.
 """
 
 from functools import partial
-from math import ceil, gcd
+from math import ceil
 
 import jax
 import jax.numpy as jnp
@@ -41,26 +41,28 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from sparse_jax.solvers.blocks import (
+    matmul,
+    padded_columns,
+    place,
+    rows,
+    square,
+    sweep,
+    tile_width,
+)
+from sparse_jax.solvers.choose import keep_of_group, keep_units
+from sparse_jax.solvers.columns import ONE_BY_ONE, prune_columns
 from sparse_jax.solvers.hessian import Factor, factorize
 from sparse_jax.solvers.problem import Problem, Solution, as_partial
 from sparse_jax.sparsity.patterns import (
     NM,
     Pattern,
     Unstructured,
-    as_prior,
     check_nesting,
 )
-from sparse_jax.sparsity.select import (
-    keep_highest,
-    keep_per_group,
-    order_bits,
-    quotas,
-    value_at_rank,
-)
-from sparse_jax.sparsity.units import group_units, rank_units, spread_units
+from sparse_jax.sparsity.select import quotas
+from sparse_jax.sparsity.units import group_units
 from sparse_jax.types import InputError
-
-_HIGHEST = lax.Precision.HIGHEST
 
 
 def sparsegpt(
@@ -116,6 +118,8 @@ def _block_columns(problem: Problem, block_size: int) -> int:
     """Block size as a multiple of the pattern's extent, no wider than the matrix."""
     n_in = problem.weights.shape[-1]
     extent = problem.pattern.divisors[1]
+    if isinstance(problem.pattern, NM) and extent > ONE_BY_ONE:
+        return extent  # wide groups are chosen where a block starts
     return ceil(min(block_size, n_in) / extent) * extent
 
 
@@ -128,17 +132,25 @@ def _solve_one(problem, hessian, factor, block, reference):
     else:
         unit, group = pattern.unit, 0
         counts = _block_counts(pattern, matrix, problem.prior_mask, block, reference)
-        counts = np.broadcast_to(counts, (*lead, counts.shape[-1]))
+        n_blocks = padded_columns(matrix[1], block) // block
+        pad = [(0, 0)] * (counts.ndim - 1) + [(0, n_blocks - counts.shape[-1])]
+        counts = np.broadcast_to(np.pad(counts, pad), (*lead, n_blocks))
+    if problem.prior_mask is None:
+        prior = jnp.ones((*lead, matrix[1], matrix[0]), bool)
+    else:
+        prior = _transpose(problem.prior_mask)
+    # D, in the memory of W, is not needed any more.
     pruned, mask = _prune(
-        weights,
+        _transpose(weights.astype(jnp.float32)),
         factor[:3],
-        as_prior(problem.prior_mask, weights),
+        prior,
         counts,
         as_partial(problem.quantizer),
         unit=unit,
         group=group,
         reference=reference,
-    )
+    )[1:]
+    pruned, mask = _transpose(pruned).astype(weights.dtype), _transpose(mask)
     damping_M = np.broadcast_to(factor.damping, int(np.prod(lead)))
     return Solution(pruned, mask, problem, hessian, damping_M.reshape(lead))
 
@@ -171,7 +183,11 @@ def _dead_per_block(prior, unit, block):
     return jnp.pad(dead_I, pad).reshape(*dead_I.shape[:-1], -1, width).sum(-1)
 
 
-@partial(jax.jit, static_argnames=("unit", "group", "reference"))
+@partial(
+    jax.jit,
+    static_argnames=("unit", "group", "reference"),
+    donate_argnames=("weights", "prior"),
+)
 def _prune(weights, factor, prior, counts, quantizer, *, unit, group, reference):
     """Prunes every matrix; `group` is m of N:M patterns and 0 for units."""
     lead = weights.shape[:-2]
@@ -180,120 +196,70 @@ def _prune(weights, factor, prior, counts, quantizer, *, unit, group, reference)
     def flatten(leaf, n_kept):
         return leaf.reshape(n_matrices, *leaf.shape[leaf.ndim - n_kept :])
 
-    rt, u, dead = (
-        jnp.broadcast_to(leaf, (n_matrices, *leaf.shape[1:])) for leaf in factor
-    )
-    problem = (
-        flatten(weights.astype(jnp.float32), 2),
-        (rt, u, dead),
+    shared = len(factor[0]) == 1  # and then not copied for every matrix
+    problems = (
+        flatten(weights, 2),
+        None if shared else factor,
         flatten(prior, 2),
         flatten(counts, counts.ndim - len(lead)),
         jax.tree.map(lambda leaf: flatten(leaf, leaf.ndim - len(lead)), quantizer),
     )
-    prune_one = partial(_prune_matrix, unit=unit, group=group, reference=reference)
-    pruned, mask = lax.map(lambda args: prune_one(*args), problem)
-    pruned = pruned.reshape(weights.shape).astype(weights.dtype)
-    return pruned, mask.reshape(weights.shape)
+
+    def prune_one(problem):
+        w_IO, own_factor, *rest = problem
+        one_factor = [leaf[0] for leaf in factor] if shared else own_factor
+        options = {"unit": unit, "group": group, "reference": reference}
+        return _prune_matrix(w_IO, one_factor, *rest, **options)
+
+    solved = lax.map(prune_one, problems)
+    return tuple(array.reshape(weights.shape) for array in solved)
 
 
-def _prune_matrix(w_OI, factor, prior_OI, counts, quantizer, *, unit, group, reference):
-    """Prunes one matrix block by block; returns its weights and mask [out, in]."""
-    rt_PP, u_NBB, dead_P = factor
-    n_in, block = w_OI.shape[1], u_NBB.shape[-1]
+def _prune_matrix(w_IO, factor, prior_IO, counts, quantizer, *, unit, group, reference):
+    """Prunes one matrix block by block; returns its weights and mask [in, out]."""
+    rt_PP, ut_NBB, dead_P = factor
+    n_in, block = len(w_IO), ut_NBB.shape[-1]
     pad = ((0, len(rt_PP) - n_in), (0, 0))
-    w_PO = jnp.where(dead_P[:, None], 0, jnp.pad(w_OI.T, pad))
-    prior_PO = jnp.pad(prior_OI.T, pad, constant_values=True)
 
-    def prune_block(b, carry):
-        removed_PO, pruned_PO, kept_PO = carry
-        start = b * block
-        rows = partial(_rows, start=start, size=block)
-        u_BB, rt_BP, w_BO, kept_BO = u_NBB[b], rows(rt_PP), rows(w_PO), rows(prior_PO)
-        # Rows of `removed` from this block on are still zero: no mask is needed.
-        feedback_BO = jnp.matmul(rt_BP, removed_PO, precision=_HIGHEST)
-        v_BO = w_BO + jnp.matmul(u_BB.T, feedback_BO, precision=_HIGHEST)
-        if not group:
-            r_BB = lax.dynamic_slice(rt_BP, (0, start), (block, block)).T
+    # Up to the block at hand, `d` holds D and `q` holds Q; from it on, `d` holds W and
+    # `q` holds (D R) so far. Neither needs memory of its own.
+    def prune_block(start, carry):
+        d_PO, q_PO, kept_PO = carry
+        ut_BB, kept_BO = ut_NBB[start // block], rows(kept_PO, start, block)
+        w_BO = jnp.where(
+            rows(dead_P, start, block)[:, None], 0, rows(d_PO, start, block)
+        )
+        v_BO = w_BO + matmul(ut_BB, rows(q_PO, start, block))
+        if group > ONE_BY_ONE:  # and then is the block
+            saliency_BO = v_BO / jnp.diagonal(ut_BB)[:, None]
+            kept_BO = keep_of_group(saliency_BO, kept_BO, counts)
+        elif not group:
+            rt_BB = square(rt_PP, (start, start), block)
             real_B = start + jnp.arange(block) < n_in
-            kept_BO &= _choose_units(
-                v_BO, r_BB, real_B, kept_BO, counts[b], unit, reference
-            )
-        q_BO, kept_BO = _prune_columns(
-            v_BO, u_BB, kept_BO, start, counts, quantizer, group
+            count = counts[start // block]
+            kept_BO &= keep_units(v_BO, rt_BB, real_B, kept_BO, count, unit, reference)
+        column_group = group if group <= ONE_BY_ONE else 0
+        q_BO, kept_BO = prune_columns(
+            v_BO, ut_BB, kept_BO, start, quantizer, column_group, counts
         )
-        place = partial(lax.dynamic_update_slice, start_indices=(start, 0))
-        return (
-            place(removed_PO, w_BO - q_BO),
-            place(pruned_PO, q_BO),
-            place(kept_PO, kept_BO),
-        )
+        d_PO, q_PO = place(d_PO, w_BO - q_BO, start), place(q_PO, q_BO, start)
+        return d_PO, q_PO, place(kept_PO, kept_BO, start)
 
-    zeros = jnp.zeros_like(w_PO)
-    carry = (zeros, zeros, jnp.zeros(w_PO.shape, bool))
-    _, pruned_PO, kept_PO = lax.fori_loop(0, len(u_NBB), prune_block, carry)
-    return pruned_PO[:n_in].T, kept_PO[:n_in].T
+    def absorb(start, source, width, carry):
+        d_PO, q_PO, kept_PO = carry
+        rt_WW = square(rt_PP, (start, source), width)
+        sum_WO = rows(q_PO, start, width) + matmul(rt_WW, rows(d_PO, source, width))
+        return d_PO, place(q_PO, sum_WO, start), kept_PO
 
-
-def _rows(array, start, size):
-    return lax.dynamic_slice(array, (start, 0), (size, array.shape[1]))
-
-
-def _choose_units(v_BO, r_BB, real_B, prior_BO, count, unit, reference):
-    """Chooses the units to keep in a block from its weights at the block's start."""
-    same_unit = np.arange(len(real_B)) // unit[1]
-    r_BB = jnp.where(same_unit[:, None] == same_unit, r_BB, 0)
-    v_BO = jnp.where(prior_BO, v_BO, 0)
-    cost_OB = jnp.matmul(v_BO.T, r_BB, precision=_HIGHEST) ** 2
-    if unit[1] == 1:
-        cost_OB = (v_BO.T * jnp.diagonal(r_BB)) ** 2
-    cost = rank_units(cost_OB, prior_BO.T, unit)
-    cost = jnp.where(real_B[:: unit[1]], cost, jnp.inf)
-    if reference:
-        keys = order_bits(cost)
-        kept = keys > value_at_rank(keys, count)
-    else:
-        kept = keep_highest(cost, count)
-    return spread_units(kept, unit).T
+    w_PO = jnp.pad(w_IO, pad)
+    kept_PO = jnp.pad(prior_IO, pad, constant_values=True)
+    tile = tile_width(n_in, block)
+    carry = (w_PO, jnp.zeros_like(w_PO), kept_PO)
+    carry = sweep(prune_block, absorb, len(w_PO), tile, block, carry)
+    return tuple(array[:n_in] for array in carry)
 
 
-def _prune_columns(v_BO, u_BB, kept_BO, start, n_kept, quantizer, group):
-    """Prunes a block column by column; returns its weights and its mask.
-
-    The block is brought up to date `step` columns at a time, left-looking again; N:M
-    groups are chosen there.
-    """
-    block, n_out = v_BO.shape
-    # Few columns at a time keeps the innermost updates inside the caches.
-    step = group or gcd(block, 8)
-
-    def prune_step(t, carry):
-        errors_BO, q_BO, kept_BO = carry
-        first = t * step
-        rows = partial(_rows, start=first, size=step)
-        u_BS = lax.dynamic_slice(u_BB, (0, first), (block, step))
-        feedback_SO = jnp.matmul(u_BS.T, errors_BO, precision=_HIGHEST)
-        v_SO, kept_SO, u_SS = rows(v_BO) - feedback_SO, rows(kept_BO), rows(u_BS)
-        if group:
-            cost_SO = (v_SO / jnp.diagonal(u_SS)[:, None]) ** 2
-            cost_SO = jnp.where(kept_SO, cost_SO, -jnp.inf)  # pruned before: first
-            kept_SO = kept_SO & keep_per_group(cost_SO.T, n_kept).T
-
-        def prune_column(i, carry):
-            v_SO, e_SO, q_SO = carry
-            value_O = v_SO[i]
-            if quantizer is not None:
-                value_O = quantizer(value_O, start + first + i)
-            q_O = jnp.where(kept_SO[i], value_O, 0)
-            e_O = (v_SO[i] - q_O) / u_SS[i, i]
-            # Row i of U is zero left of column i, so finished columns do not change.
-            v_SO = v_SO - u_SS[i][:, None] * e_O
-            return v_SO, e_SO.at[i].set(e_O), q_SO.at[i].set(q_O)
-
-        zeros = jnp.zeros((step, n_out), v_BO.dtype)
-        _, e_SO, q_SO = lax.fori_loop(0, step, prune_column, (v_SO, zeros, zeros))
-        place = partial(lax.dynamic_update_slice, start_indices=(first, 0))
-        return place(errors_BO, e_SO), place(q_BO, q_SO), place(kept_BO, kept_SO)
-
-    zeros = jnp.zeros_like(v_BO)
-    carry = (zeros, zeros, kept_BO)
-    return lax.fori_loop(0, block // step, prune_step, carry)[1:]
+@jax.jit
+def _transpose(matrices):
+    # On its own: XLA's code for a transpose that it fuses with others is slow on CPUs.
+    return jnp.swapaxes(matrices, -1, -2)

@@ -101,17 +101,6 @@ def project_kernel(
     return to_kernel(pattern.project(to_matrix(scores), prior))
 
 
-def from_zeros(params: Params, rules: Rules) -> Masks:
-    """Masks that prune exactly the weights that are zero already.
-
-    Args:
-      params: weights with exact zeros, of a model pruned elsewhere, say.
-      rules: ordered (path regex, Pattern or None); None leaves a leaf dense.
-    """
-    masks = make_masks(params, rules)
-    return map_masks(lambda w, m: None if m is None else w != 0, params, masks)
-
-
 def pack_bits(mask: Bool[Array, "*lead n"]) -> UInt8[Array, "*lead bytes"]:
     """Packs a mask eight to a byte along its last axis, little-endian.
 

@@ -5,11 +5,16 @@ thresholds are found by bisection on the bits of the scores: every pass counts h
 entries lie below a candidate and fixes one more bit of the answer.
 """
 
+from functools import reduce
+from math import gcd
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
+
+_OCTAVE = 2**23  # keys of float32 between a power of two and the next
 
 
 def order_bits(scores: Float[Array, "*shape"]) -> UInt32[Array, "*shape"]:
@@ -20,8 +25,10 @@ def order_bits(scores: Float[Array, "*shape"]) -> UInt32[Array, "*shape"]:
       >>> bool((bits[1:] > bits[:-1]).all())
       True
     """
-    # Adding 0.0 turns -0.0 into 0.0; IEEE floats then sort as sign-magnitude integers.
-    bits = lax.bitcast_convert_type(scores.astype(jnp.float32) + 0.0, jnp.uint32)
+    # Both zeros become 0.0; IEEE floats then sort as sign-magnitude integers. Adding
+    # 0.0 would do the same, if XLA did not take it for nothing.
+    scores = jnp.where(scores == 0, 0.0, scores.astype(jnp.float32))
+    bits = lax.bitcast_convert_type(scores, jnp.uint32)
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
 
@@ -48,6 +55,58 @@ def value_at_rank(
     return lax.fori_loop(0, n_bits, fix_bit, jnp.uint32(0))
 
 
+def cut(
+    keys: UInt32[Array, "*shape"], n: Int[Array, ""] | int
+) -> tuple[UInt32[Array, ""], Int[Array, ""]]:
+    """Finds the bound below which `n` keys lie, or the largest with fewer below it.
+
+    Every pass counts the keys below a candidate between two bounds of the answer: the
+    middle, and once the exponent of the scores is known, where a straight line through
+    the counts at both ends would put it.
+
+    Returns:
+      (bound, number of keys below it); where that is less than `n`, more keys than are
+      missing equal the bound.
+
+    Example:
+      >>> bound, below = cut(jnp.array([[7, 3, 5, 5]], jnp.uint32), 2)
+      >>> int(bound), int(below)
+      (5, 1)
+    """
+
+    def unfinished(state):
+        low, n_low, high, _ = state
+        return (high - low > 1) & (n_low != n)
+
+    def narrow(state):
+        low, n_low, high, n_high = state
+        width = high - low
+        share = (n - n_low) / (n_high - n_low)
+        step = width * (share * (15 / 16) + 1 / 32)  # never too close to either end
+        step = jnp.clip(step.astype(jnp.uint32), 1, width - 1)
+        candidate = low + jnp.where(width > _OCTAVE, width // 2, step)
+        count = _count_below(keys, candidate)
+        fits = count <= n
+        low, n_low = jnp.where(fits, candidate, low), jnp.where(fits, count, n_low)
+        high, n_high = jnp.where(fits, high, candidate), jnp.where(fits, n_high, count)
+        return low, n_low, high, n_high
+
+    top = jnp.uint32(0xFFFFFFFF)
+    state = (jnp.uint32(0), jnp.int32(0), top, jnp.int32(keys.size))
+    return lax.while_loop(unfinished, narrow, state)[:2]
+
+
+def _count_below(keys, bound):
+    """Counts keys; fast because XLA makes one vectorised loop over the parts."""
+    n_parts = gcd(len(keys), 16)
+    parts = [(part < bound).astype(jnp.int32) for part in jnp.split(keys, n_parts)]
+    below = reduce(jnp.add, parts)
+    # Sums of float32 are vectorised, those of integers are not; a row's is exact.
+    exact = n_parts * below.shape[-1] <= 2**24
+    rows = jnp.sum(below.astype(jnp.float32 if exact else jnp.int32), -1)
+    return jnp.sum(rows.astype(jnp.int32))
+
+
 def keep_highest(
     scores: Float[Array, "*shape"], n_dropped: Int[Array, ""] | int
 ) -> Bool[Array, "*shape"]:
@@ -67,20 +126,17 @@ def keep_highest(
       [True, True, False, True]
     """
     keys = order_bits(scores)
-    threshold = value_at_rank(keys, n_dropped - 1)
-    tied = keys == threshold
-    excess = n_dropped - jnp.sum(keys < threshold, dtype=jnp.int32)  # ties to drop
+    bound, n_below = cut(keys, n_dropped)
+    n_ties = n_dropped - n_below
 
     def drop_last_ties():
-        size = scores.size
-        from_end = jnp.arange(size - 1, -1, -1, dtype=jnp.uint32).reshape(scores.shape)
-        position = jnp.where(tied, from_end, jnp.uint32(size))
-        last = value_at_rank(position, excess - 1, size.bit_length())
-        return tied & (position <= last) & (excess > 0)
+        from_end = jnp.arange(keys.size - 1, -1, -1, dtype=jnp.uint32)
+        position = jnp.where(keys == bound, from_end.reshape(keys.shape), keys.size)
+        last = value_at_rank(position, n_ties - 1, keys.size.bit_length())
+        return position <= last
 
-    all_tied = jnp.sum(tied, dtype=jnp.int32) == excess
-    dropped_ties = lax.cond(all_tied, lambda: tied, drop_last_ties)
-    return ~((keys < threshold) | dropped_ties)
+    dropped = lax.cond(n_ties > 0, drop_last_ties, lambda: jnp.zeros(keys.shape, bool))
+    return (keys >= bound) & ~dropped
 
 
 def keep_per_group(

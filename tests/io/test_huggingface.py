@@ -154,7 +154,7 @@ def test_a_failed_save_leaves_the_old_model(saved, params, config, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("sparse_jax.io.safetensors_file.write", full)
-    with pytest.raises(InputError, match=r"cannot be written: No space left"):
+    with pytest.raises(InputError, match=r"cannot be written .No space left"):
         io.save(saved, params, config, overwrite=True)
     assert_bit_equal(io.load(saved), params)
     assert [p.name for p in saved.parent.iterdir()] == ["model"]
@@ -171,7 +171,7 @@ def test_what_a_killed_save_left_is_cleared(tmp_path, params, config):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_disk_is_named(tmp_path, params, config):
     tmp_path.chmod(0o555)
-    with pytest.raises(InputError, match="cannot be written: Permission denied"):
+    with pytest.raises(InputError, match=r"cannot be written .Permission denied"):
         io.save(tmp_path / "a", params, config)
 
 

@@ -53,7 +53,7 @@ def test_the_public_library_reads_our_files(tmp_path):
     path = tmp_path / "a.safetensors"
     codes = {dtype: name for name, dtype in DTYPES.items()}
     tensors = [
-        Tensor(name, codes[array.dtype], array.shape, lambda array=array: array)
+        Tensor(name, codes[array.dtype], array.shape, lambda array=array: [array])
         for name, array in arrays().items()
     ]
     safetensors_file.write(path, tensors, {"a": "b"})
@@ -68,7 +68,7 @@ def test_the_public_library_reads_our_files(tmp_path):
 def test_bfloat16_keeps_its_bits(tmp_path):
     path = tmp_path / "a.safetensors"
     array = np.arange(256, dtype=np.uint16).view(DTYPES["BF16"]).reshape(16, 16)
-    safetensors_file.write(path, [Tensor("x", "BF16", (16, 16), lambda: array)], {})
+    safetensors_file.write(path, [Tensor("x", "BF16", (16, 16), lambda: [array])], {})
     found = safetensors_file.read_header(path)[0]["x"].read()
     assert found.dtype == jnp.bfloat16
     assert np.array_equal(found.view(np.uint16), array.view(np.uint16))

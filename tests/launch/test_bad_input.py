@@ -192,7 +192,7 @@ COMMANDS = {
     "unwritable": (
         ["train", SMOKE, "--workdir=/proc/none"],
         "/proc/none: cannot be written (No such file or directory); free some space "
-        "or choose another --workdir",
+        "or choose another place",
     ),
 }
 

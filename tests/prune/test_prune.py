@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from sparse_jax.models import Compute, LlamaConfig, embed, forward, hidden, init
-from sparse_jax.prune import INPUTS, PruneConfig, hessians, prune, sample_windows, walk
+from sparse_jax.prune import (
+    INPUTS,
+    ParamsBlocks,
+    PruneConfig,
+    hessians,
+    prune,
+    sample_windows,
+    walk,
+)
 from sparse_jax.solvers import sparsegpt as sparsegpt_module
 from sparse_jax.sparsity import masks as mask_trees
 from sparse_jax.tree import leaf_paths
@@ -27,6 +35,7 @@ CONFIG = LlamaConfig(
     init_std=0.2,
 )
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 64, (10, 16)), jnp.int32)
+RULES = PruneConfig().rules
 LINEARS = [f"layers/{name}/kernel" for names in INPUTS.values() for name in names]
 
 
@@ -46,17 +55,16 @@ def half(params):
 
 
 def test_the_walker_gives_each_block_the_new_outputs(params):
-    seen = []
+    seen, new, done = [], [], []
 
     def scale(index, layer_params, inputs):
-        seen.append(jnp.concatenate(inputs))
-        return jax.tree.map(lambda leaf: leaf * 0.5, layer_params)
+        seen.append(jnp.concatenate(list(inputs)))
+        new.append(jax.tree.map(lambda leaf: leaf * 0.5, layer_params))
+        return new[-1]
 
-    done = []
-    new = walk(
-        params,
+    outputs = walk(
+        ParamsBlocks(params, CONFIG),
         TOKENS,
-        CONFIG,
         Compute(),
         scale,
         batch_size=4,
@@ -64,15 +72,43 @@ def test_the_walker_gives_each_block_the_new_outputs(params):
     )
     assert done == [(1, 2), (2, 2)]
     np.testing.assert_array_equal(seen[0], embed(params, TOKENS))
-    first = {**new, "layers": jax.tree.map(lambda leaf: leaf[:1], new["layers"])}
+    halved = {**params, "layers": jax.tree.map(lambda leaf: leaf / 2, params["layers"])}
     # RMSNorm at the end hides only the scale: compare directions.
-    one_block = LlamaConfig(**(vars(CONFIG) | {"n_layers": 1}))
-    normed = hidden(first, TOKENS, one_block)
-    direction = seen[1] / jnp.sqrt(jnp.mean(seen[1] ** 2, -1, keepdims=True) + 1e-5)
-    np.testing.assert_allclose(normed, direction, atol=1e-5)
-    for path, leaf in leaf_paths(new).items():
-        factor = 0.5 if path.startswith("layers/") else 1.0
-        np.testing.assert_array_equal(leaf, leaf_paths(params)[path] * factor)
+    last = jnp.concatenate(list(outputs))
+    direction = last / jnp.sqrt(jnp.mean(last**2, -1, keepdims=True) + CONFIG.norm_eps)
+    np.testing.assert_allclose(hidden(halved, TOKENS, CONFIG), direction, atol=1e-5)
+    # The next process finds the first block done, and sees the same inputs.
+    first, second = seen
+    seen.clear()
+    walk(
+        ParamsBlocks(params, CONFIG),
+        TOKENS,
+        Compute(),
+        scale,
+        first=1,
+        done=new.__getitem__,
+        batch_size=4,
+    )
+    np.testing.assert_array_equal(seen[0], second)
+    assert first.shape == second.shape
+
+
+def test_spooled_activations_are_the_same_and_leave_nothing(params, tmp_path):
+    blocks = ParamsBlocks(params, CONFIG)
+    options = {"batch_size": 4}
+    kept = walk(blocks, TOKENS, Compute(dtype="bfloat16"), None, **options)
+    options["spool"] = tmp_path / "spool"
+    spooled = walk(blocks, TOKENS, Compute(dtype="bfloat16"), None, **options)
+    assert len(list(tmp_path.rglob("*.bin"))) == len(spooled) == 3
+    for x, y in zip(kept, spooled, strict=True):
+        assert x.dtype == y.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(x, y)
+    file = next(tmp_path.rglob("2.bin"))
+    file.write_bytes(file.read_bytes()[:-2])
+    with pytest.raises(InputError, match="truncated"):
+        list(spooled)
+    del spooled
+    assert not list((tmp_path / "spool").iterdir())
 
 
 def test_hessians_do_not_depend_on_the_batches(params):
@@ -174,6 +210,30 @@ def test_rules_give_matrices_their_own_patterns(params, half):
     assert len(rows) == 2
 
 
+def test_a_rule_may_name_one_layer(params):
+    rules = (
+        ("layers/1/mlp/.*", "dense"),
+        ("layers/0/mlp/up/kernel", "2:4"),
+        (r"layers/mlp/(gate|up|down)/kernel", "pattern"),
+        (".*", "dense"),
+    )
+    config = make_config(rules=rules, solver="magnitude", sparsity=0.75)
+    pruned, masks, rows = prune(params, None, None, CONFIG, config)
+    assert [(row["layer"], row["sparsity"]) for row in rows] == [
+        (0, 0.75),
+        (0, 0.5),
+        (0, 0.75),
+    ]
+    # A stacked mask has no place for a dense layer: it keeps all of it.
+    for name in ("gate", "up", "down"):
+        assert masks["layers"]["mlp"][name]["kernel"][1].all()
+        np.testing.assert_array_equal(
+            pruned["layers"]["mlp"][name]["kernel"][1],
+            params["layers"]["mlp"][name]["kernel"][1],
+        )
+    assert masks["layers"]["attention"]["q"]["kernel"] is None
+
+
 def test_magnitude_needs_no_text(params):
     config = make_config(solver="magnitude", pattern="2:4")
     pruned, masks, rows = prune(params, None, None, CONFIG, config)
@@ -239,6 +299,7 @@ def test_bad_config_is_named(changes, message):
     [
         ({"pattern": "1:5"}, TOKENS, "attention/k/kernel: .*input.* of 5, found 32"),
         ({"rules": ((".*kernel", "pattern"),)}, TOKENS, "covered by none"),
+        ({"rules": (("layers/2/.*", "dense"), *RULES)}, TOKENS, "layers/2.* nothing"),
         ({"rules": ((".*", "pattern"),)}, TOKENS, "only the linears"),
         ({}, None, "needs calibration tokens"),
         ({}, TOKENS + 64, r"must be in \[0, 64\)"),
@@ -269,5 +330,5 @@ def test_a_target_below_the_present_sparsity_is_an_error(half):
 def test_activations_that_are_not_finite_are_named(params):
     broken = jax.tree.map(lambda leaf: leaf, params)
     broken["layers"]["attention_norm"]["scale"] = jnp.full((2, 32), jnp.inf)
-    with pytest.raises(InputError, match="Hessian of layers/attention/q/kernel"):
+    with pytest.raises(InputError, match=r"block 0: .*Hessian of layers/attention/q"):
         prune(broken, None, TOKENS, CONFIG, make_config())

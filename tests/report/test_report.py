@@ -234,7 +234,7 @@ def test_every_panel_is_labelled(report, histories):
         plots_module._draw_loss,
         plots_module._draw_gap,
         plots_module._draw_one_shot,
-        plots_module._draw_sparsity,
+        plots_module.draw_sparsity,
     ):
         figure, caption = draw(report, histories)
         assert caption.endswith(".")

@@ -72,14 +72,6 @@ def test_apply_and_violations():
     np.testing.assert_array_equal(gradient["up"]["kernel"] != 0, tree["up"]["kernel"])
 
 
-def test_from_zeros_finds_the_masks_again():
-    tree = random_masks()
-    applied = masks.apply(make_params(), tree)
-    found = masks.from_zeros(applied, RULES)
-    np.testing.assert_array_equal(found["up"]["kernel"], tree["up"]["kernel"])
-    assert found["up"]["bias"] is None
-
-
 def test_packed_bits_round_trip():
     tree = random_masks()
     packed = masks.pack_masks(tree)

@@ -195,3 +195,9 @@ def test_parse_and_str_round_trip():
 def test_bad_input_is_named(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_both_zeros_tie_in_compiled_code():
+    scores = np.array([0.0, -0.0, 0.0, -0.0], np.float32)
+    kept = jax.jit(keep_highest)(scores, 2)
+    assert kept.tolist() == [True, True, False, False]

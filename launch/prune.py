@@ -1,0 +1,37 @@
+"""Prunes a Llama on disk in one shot, one block in memory at a time.
+
+python launch/prune.py --model=HF_DIR --out=OUT_DIR \
+    --config=configs/prune.py:sparsegpt --config.sparsity=0.7 --config.calibration=FILE
+
+Run again after any interruption, the same command continues where it stopped.
+"""
+
+import json
+import pathlib
+
+import cli
+from absl import flags
+from ml_collections import config_flags
+
+from sparse_jax import recipe, report
+from sparse_jax.files import write_file
+
+MODEL = flags.DEFINE_string("model", None, "Hugging Face, run or stage directory.")
+OUT = flags.DEFINE_string("out", None, "The new Hugging Face directory.")
+CONFIG = config_flags.DEFINE_config_file("config", None, "See configs/prune.py.")
+JSON = flags.DEFINE_string("json", None, "File to write the same numbers to.")
+
+
+def main() -> None:
+    job = cli.build(recipe.PruneJob, CONFIG.value)
+    numbers = recipe.run_prune(job, MODEL.value, OUT.value)
+    print(report.pruning_summary(numbers))
+    print(f"report: {pathlib.Path(OUT.value, 'prune_report.md')}")
+    if JSON.value:
+        text = json.dumps(numbers, indent=2, allow_nan=False) + "\n"
+        write_file(pathlib.Path(JSON.value), text.encode())
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["model", "out", "config"])
+    cli.run(main, lean=True)  # the model may be as large as the memory
