@@ -34,7 +34,9 @@ def run(main: Callable[[], None], *, lean: bool = False) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     absl_logging.set_verbosity(absl_logging.ERROR)  # orbax reports every file
     # What orbax logs with a traceback it raises as well, and that is handled below.
-    absl_logging.get_absl_logger().addFilter(lambda record: not record.exc_info)
+    # So does asyncio with what orbax's other writers meet then.
+    for logger in (absl_logging.get_absl_logger(), logging.getLogger("asyncio")):
+        logger.addFilter(lambda record: not record.exc_info)
     sys.unraisablehook = _unraisable
     logging.getLogger("jax").setLevel(logging.WARNING)  # and jax every backend it lacks
     if lean:
