@@ -24,12 +24,12 @@ _DISK = re.compile(
 )
 
 
-def run(main: Callable[[], None], *, lean: bool = False) -> None:
+def run(main: Callable[[], None], *, keep_memory: bool = True) -> None:
     """Parses flags and runs `main`; bad input ends in one sentence and exit code 2.
 
     Args:
       main: takes its arguments from the flags.
-      lean: give freed memory back at once, which costs time where steps are small.
+      keep_memory: choose speed over memory, see `host`; False leaves it to `main`.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     absl_logging.set_verbosity(absl_logging.ERROR)  # orbax reports every file
@@ -39,9 +39,7 @@ def run(main: Callable[[], None], *, lean: bool = False) -> None:
         logger.addFilter(lambda record: not record.exc_info)
     sys.unraisablehook = _unraisable
     logging.getLogger("jax").setLevel(logging.WARNING)  # and jax every backend it lacks
-    if lean:
-        host.return_freed_memory()
-    else:
+    if keep_memory:
         host.keep_freed_memory()
     app.run(lambda _: _guarded(main), flags_parser=_parse)
 

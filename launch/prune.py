@@ -13,17 +13,23 @@ import cli
 from absl import flags
 from ml_collections import config_flags
 
-from sparse_jax import recipe, report
+from sparse_jax import host, recipe, report
 from sparse_jax.files import write_file
 
 MODEL = flags.DEFINE_string("model", None, "Hugging Face, run or stage directory.")
 OUT = flags.DEFINE_string("out", None, "The new Hugging Face directory.")
 CONFIG = config_flags.DEFINE_config_file("config", None, "See configs/prune.py.")
+LARGE = 2**30  # bytes of a model, from which on memory counts more than speed
 JSON = flags.DEFINE_string("json", None, "File to write the same numbers to.")
 
 
 def main() -> None:
     job = cli.build(recipe.PruneJob, CONFIG.value)
+    files = pathlib.Path(MODEL.value).rglob("*.safetensors")
+    if sum(file.stat().st_size for file in files) > LARGE:
+        host.return_freed_memory()
+    else:
+        host.keep_freed_memory()
     numbers = recipe.run_prune(job, MODEL.value, OUT.value)
     print(report.pruning_summary(numbers))
     print(f"report: {pathlib.Path(OUT.value, 'prune_report.md')}")
@@ -34,4 +40,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["model", "out", "config"])
-    cli.run(main, lean=True)  # the model may be as large as the memory
+    cli.run(main, keep_memory=False)
