@@ -55,7 +55,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_jax import host
-from sparse_jax.solvers import accumulate, output_energy, solve
+from sparse_jax.solvers import accumulate, output_energy, solve, symmetrize
 from sparse_jax.sparsity import NM, Pattern, parse
 
 BLOCK, DAMPING = 128, 0.01  # the published settings
@@ -75,7 +75,8 @@ def make_problem(n_out: int, n_in: int) -> tuple[jax.Array, jax.Array]:
         x = jnp.matmul(rng.standard_normal(shape, np.float32), loading)
         x += 0.6 * rng.standard_normal(x.shape, np.float32)
         hessian = accumulate(hessian, float(batch), x[None] * np.float32(scale))
-    return jnp.asarray(rng.standard_normal((n_out, n_in), np.float32)), hessian
+    weights = jnp.asarray(rng.standard_normal((n_out, n_in), np.float32))
+    return weights, symmetrize(hessian)
 
 
 def make_peer(name: str, pattern: Pattern, weights, hessian):
