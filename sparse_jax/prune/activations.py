@@ -59,7 +59,9 @@ class Activations:
     def update(self, function: Callable[[Batch], Batch]) -> None:
         """Replaces every batch x by `function(x)`, one at a time."""
         for index in range(len(self)):
-            self._batches[index] = self._store(index, function(self._load(index)))
+            # Dispatched ahead, all batches would hold their temporaries at once.
+            new_BTD = jax.block_until_ready(function(self._load(index)))
+            self._batches[index] = self._store(index, new_BTD)
 
     def _store(self, index: int, x_BTD: Batch) -> Batch | jax.ShapeDtypeStruct:
         if self._folder is None:

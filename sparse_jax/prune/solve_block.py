@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from sparse_jax import host
 from sparse_jax.models import LlamaConfig
 from sparse_jax.ops import effective_weight
 from sparse_jax.prune.activations import Activations
@@ -19,7 +18,6 @@ from sparse_jax.tree import from_paths, leaf_paths
 from sparse_jax.types import Params
 
 Row = dict[str, Any]
-_LARGE = 2**27  # bytes
 
 
 class PrunedBlock(NamedTuple):
@@ -80,8 +78,6 @@ def solve_block(
 
 def _solve_tap(kernels, hessian, patterns, priors, config) -> PrunedBlock:
     """Solves matrices that read the same inputs; all dicts are by path."""
-    if hessian is not None and hessian.nbytes > _LARGE:
-        host.trim_memory()  # of what compilation has left
     paths = list(kernels)
     prior_matrices = {p: _to_matrix(priors[p]) for p in paths if p in priors}
     matrices = {path: _to_matrix(kernels.pop(path)) for path in paths}

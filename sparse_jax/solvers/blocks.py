@@ -40,6 +40,16 @@ def tile_width(n_in: int, block: int) -> int:
     return width
 
 
+def largest_divisor(n: int, most: int) -> int:
+    """Returns the largest divisor of `n` that is at most `most`.
+
+    Example:
+      >>> largest_divisor(11008, 1024)
+      688
+    """
+    return max(part for part in range(1, min(n, most) + 1) if n % part == 0)
+
+
 def padded_columns(n_in: int, block: int) -> int:
     """Returns `n_in`, rounded up to a multiple of the tile."""
     tile = tile_width(n_in, block)

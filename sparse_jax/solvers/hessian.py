@@ -17,7 +17,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from sparse_jax.solvers.blocks import matmul, padded_columns, square, tile_width
+from sparse_jax.solvers.blocks import (
+    largest_divisor,
+    matmul,
+    padded_columns,
+    square,
+    tile_width,
+)
 from sparse_jax.solvers.cholesky import invert_lower, reverse_cholesky
 from sparse_jax.types import InputError
 
@@ -109,7 +115,7 @@ def _over_tiles(function, hessian, *, with_diagonal):
 
 def _tile(n_in: int) -> int:
     """The widest tile up to 1024 that divides `n_in`; all of it, if that is narrow."""
-    widest = max(width for width in range(1, 1025) if n_in % width == 0)
+    widest = largest_divisor(n_in, 1024)
     return widest if widest >= 256 else n_in
 
 

@@ -28,6 +28,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from sparse_jax import host
+from sparse_jax.solvers.blocks import largest_divisor, matmul
 from sparse_jax.solvers.problem import (
     Problem,
     Solution,
@@ -38,9 +40,10 @@ from sparse_jax.solvers.problem import (
 from sparse_jax.solvers.sparsegpt import sparsegpt
 from sparse_jax.sparsity.patterns import NM
 
-_HIGHEST = lax.Precision.HIGHEST
 ITERATIONS = 30
 TOLERANCE = 1e-3
+_PANEL = 2**22  # weights
+_WIDE = 4096  # columns of H that are multiplied by at once
 
 
 def sparsegpt_refit(
@@ -67,7 +70,8 @@ def sparsegpt_refit(
       damping: relative damping of the factorisation; the refit itself is undamped.
       iterations: most iterations of conjugate gradients; each costs one product of the
         weights with H.
-      tolerance: stop when an iteration lowers the error by less than this fraction.
+      tolerance: stop when an iteration lowers the error by less than this fraction;
+        of a large matrix, each panel of rows stops by itself.
 
     Raises:
       InputError: as `sparsegpt`, or an option that is not valid.
@@ -112,7 +116,8 @@ def refit(
     """
     refitted = {}
     for name, solution in solutions.items():
-        weights = _least_squares(
+        weights = host.run_lean(
+            _least_squares,
             solution.problem.weights,
             solution.weights,
             solution.mask,
@@ -157,15 +162,26 @@ def _ridge(solution, damping):
 
 
 def _map_matrices(function, matrices, hessian, ridge_M):
-    """Maps over the matrices of all leading axes; a shared Hessian is not copied."""
+    """Maps over the panels of rows of all matrices; a shared Hessian is not copied."""
     shape = matrices[0].shape
-    flat = tuple(matrix.reshape(-1, *shape[-2:]) for matrix in matrices)
+    rows = _panel_rows(*shape[-2:])
+    panels = tuple(matrix.reshape(-1, rows, shape[-1]) for matrix in matrices)
+    panels = tuple(a.reshape(len(ridge_M), -1, *a.shape[1:]) for a in panels)
+
+    def map_panels(panels, hessian_II, ridge):
+        return lax.map(lambda a: function(*a, hessian_II, ridge), panels)
+
     if hessian.ndim == 2:
-        mapped = lax.map(lambda a: function(*a[:-1], hessian, a[-1]), (*flat, ridge_M))
+        mapped = lax.map(lambda a: map_panels(a[0], hessian, a[1]), (panels, ridge_M))
     else:
         hessian_MII = hessian.reshape(-1, *hessian.shape[-2:])
-        mapped = lax.map(lambda a: function(*a), (*flat, hessian_MII, ridge_M))
+        mapped = lax.map(lambda a: map_panels(*a), (panels, hessian_MII, ridge_M))
     return mapped.reshape(shape)
+
+
+def _panel_rows(n_out: int, n_in: int) -> int:
+    """Rows worked on at once: independent of each other, they need ten copies."""
+    return largest_divisor(n_out, max(_PANEL // n_in, 1))
 
 
 @jax.jit
@@ -209,7 +225,19 @@ def _least_squares(weights, start, mask, hessian, ridge_M, iterations, tolerance
 
 
 def _multiply(x_OI, hessian_II, ridge):
-    return jnp.matmul(x_OI, hessian_II, precision=_HIGHEST) + ridge * x_OI
+    n_in = len(hessian_II)
+    width = largest_divisor(n_in, 1024)
+    if n_in <= _WIDE or width < 256:
+        return matmul(x_OI, hessian_II) + ridge * x_OI
+
+    # XLA reorders all of a product's right-hand side first: here a panel, and not H.
+    def panel(i, product_OI):
+        h_IP = lax.dynamic_slice_in_dim(hessian_II, i * width, width, 1)
+        product_OP = matmul(x_OI, h_IP)
+        return lax.dynamic_update_slice_in_dim(product_OI, product_OP, i * width, 1)
+
+    product_OI = lax.fori_loop(0, n_in // width, panel, jnp.zeros_like(x_OI))
+    return product_OI + ridge * x_OI
 
 
 def _ratio(numerator, denominator):

@@ -41,6 +41,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from sparse_jax import host
 from sparse_jax.solvers.blocks import (
     matmul,
     padded_columns,
@@ -140,7 +141,8 @@ def _solve_one(problem, hessian, factor, block, reference):
     else:
         prior = _transpose(problem.prior_mask)
     # D, in the memory of W, is not needed any more.
-    pruned, mask = _prune(
+    pruned, mask = host.run_lean(
+        _prune,
         _transpose(weights.astype(jnp.float32)),
         factor[:3],
         prior,

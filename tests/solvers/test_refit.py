@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from sparse_jax.solvers import oracle, solve
+from sparse_jax.solvers import refit as module
 from sparse_jax.solvers.refit import refit
 from sparse_jax.sparsity import NM, Unstructured
 from tests.solvers.helpers import PATTERNS, make_problem, to_grid
@@ -85,3 +86,19 @@ def test_rounding_on_the_mask_beats_rounding_while_pruning():
         np.testing.assert_array_equal(weights[~np.asarray(second.mask)], 0.0)
         np.testing.assert_array_equal(weights * 2, np.round(weights * 2))
         assert second.relative_error < 0.9 * first.relative_error
+
+
+def test_panels_of_a_large_matrix_change_nothing_but_rounding(monkeypatch):
+    # More inputs than the widest panel of H, more rows than a panel holds.
+    W, H = make_problem(24, 1536)
+    options = {"iterations": 20, "tolerance": 0.0}
+    masked = {"weights": solve("magnitude", W, H, Unstructured(0.5))}
+    whole = refit(masked, 0.0, **options)["weights"]
+    monkeypatch.setattr(module, "_PANEL", 8 * 1536)
+    monkeypatch.setattr(module, "_WIDE", 1024)
+    assert module._panel_rows(24, 1536) == 8
+    module._least_squares.clear_cache()  # it was compiled for the whole matrix
+    cut = refit(masked, 0.0, **options)["weights"]
+    module._least_squares.clear_cache()
+    scale = np.abs(whole.weights).max()
+    np.testing.assert_allclose(cut.weights, whole.weights, atol=1e-4 * scale)
