@@ -4,9 +4,17 @@
     python benchmarks/solvers.py
     python benchmarks/solvers.py --shapes=512x512 --solvers=sparsegpt,admm --repeats=9
     python benchmarks/solvers.py --threads=0 --json=solvers.json
+    python benchmarks/solvers.py --inputs=rotated --shapes=512x512,1024x1024 \
+        --solvers=sparsegpt,sparsegpt_refit,admm
 
 Every matrix (outputs x inputs) has correlated inputs and is pruned by each solver and
-by the peer, in turn and repeatedly in one process. One thread on one core by default,
+by the peer, in turn and repeatedly in one process. How much better than SparseGPT a
+solver can be depends on the inputs (`--inputs`):
+
+    factors   n/2 random factors of strength 1/k, noise on every input; 3 n tokens
+    rotated   variances 1/k along random orthogonal directions; 2048 tokens
+
+in both, inputs of unequal scale. One thread on one core by default,
 and then seconds are CPU-seconds; `--threads=0` takes all cores and reports wall time.
 The first call, which compiles, is not among them.
 
@@ -35,6 +43,7 @@ def parse_arguments() -> argparse.Namespace:
         "--shapes", default="512x512,1024x1024,2048x2048,4096x4096,4096x11008"
     )
     parser.add_argument("--patterns", default="0.5,0.7,2:4")
+    parser.add_argument("--inputs", default="factors", choices=("factors", "rotated"))
     parser.add_argument("--solvers", default="sparsegpt,sparsegpt_reference")
     parser.add_argument(
         "--peer", default="llmcompressor", choices=("llmcompressor", "public", "none")
@@ -61,22 +70,36 @@ from sparse_jax.sparsity import NM, Pattern, parse
 BLOCK, DAMPING = 128, 0.01  # the published settings
 
 
-def make_problem(n_out: int, n_in: int) -> tuple[jax.Array, jax.Array]:
+def make_problem(n_out: int, n_in: int, inputs: str) -> tuple[jax.Array, jax.Array]:
     """Random weights, and the Hessian of correlated inputs of unequal scale."""
     rng = np.random.default_rng(n_in)
-    n_factors = n_in // 2
-    strength = 1 / np.arange(1, n_factors + 1)
-    strength /= np.linalg.norm(strength)
-    loading = rng.standard_normal((n_factors, n_in)) * strength[:, None]
-    loading, scale = np.float32(loading), np.exp(0.5 * rng.standard_normal(n_in))
     hessian = jnp.zeros((n_in, n_in))
-    for batch in range(12):
-        shape = (n_in // 4, n_factors)
-        x = jnp.matmul(rng.standard_normal(shape, np.float32), loading)
-        x += 0.6 * rng.standard_normal(x.shape, np.float32)
-        hessian = accumulate(hessian, float(batch), x[None] * np.float32(scale))
+    for batch, x in enumerate(draw_inputs(rng, n_in, inputs)):
+        hessian = accumulate(hessian, float(batch), x[None])
     weights = jnp.asarray(rng.standard_normal((n_out, n_in), np.float32))
     return weights, symmetrize(hessian)
+
+
+def draw_inputs(rng: np.random.Generator, n_in: int, inputs: str):
+    """Batches of activations [tokens, n_in]; see above."""
+    strength = 1 / np.arange(1, n_in + 1)
+    if inputs == "rotated":
+        rotation = np.linalg.qr(rng.standard_normal((n_in, n_in)))[0]
+        loading, noise, spread = rotation * np.sqrt(strength)[:, None], 0.0, 0.6
+        n_batches, n_tokens = 8, 256
+    else:
+        strength = strength[: n_in // 2] / np.linalg.norm(strength[: n_in // 2])
+        loading = rng.standard_normal((n_in // 2, n_in)) * strength[:, None]
+        noise, spread = 0.6, 0.5
+        n_batches, n_tokens = 12, n_in // 4
+    loading = np.float32(loading)
+    scale = np.float32(np.exp(spread * rng.standard_normal(n_in)))
+    for _ in range(n_batches):
+        x = jnp.matmul(
+            rng.standard_normal((n_tokens, len(loading)), np.float32), loading
+        )
+        x += noise * rng.standard_normal(x.shape, np.float32)
+        yield x * scale
 
 
 def make_peer(name: str, pattern: Pattern, weights, hessian):
@@ -202,6 +225,7 @@ def measure(shape: tuple[int, int], pattern: Pattern, weights, hessian) -> list[
     for name, error in errors.items():
         row = {
             "shape": f"{n_out}x{n_in}",
+            "inputs": ARGUMENTS.inputs,
             "pattern": str(pattern),
             "solver": name,
             "threads": ARGUMENTS.threads,
@@ -245,7 +269,7 @@ def main() -> None:
     rows = []
     for shape in ARGUMENTS.shapes.split(","):
         n_out, n_in = map(int, shape.split("x"))
-        weights, hessian = make_problem(n_out, n_in)
+        weights, hessian = make_problem(n_out, n_in, ARGUMENTS.inputs)
         for pattern in ARGUMENTS.patterns.split(","):
             chosen = parse(pattern, 0.0) if ":" in pattern else None
             chosen = chosen or parse("unstructured", float(pattern))

@@ -26,8 +26,11 @@ class PruneConfig:
         "block:INxOUT".
       sparsity: fraction of zeros in the pruned matrices, in [0, 1); N:M fixes its own.
       allocation: how that fraction is spread over layers and matrices.
-      block_size: columns that SparseGPT ranks together; None = its default.
-      damping: relative damping of the Hessian, of the solvers that use one.
+      block_size: columns that SparseGPT ranks together; this and the next three are
+        for the solvers that have such an option, and None is the solver's default.
+      damping: relative damping of the Hessian.
+      iterations: most iterations of the refit, or of ADMM's search.
+      tolerance: the refit stops when an iteration gains less than this fraction.
       reference: SparseGPT with the public implementation's exact thresholds.
       nested: weights pruned before stay pruned.
       samples: calibration sequences.
@@ -44,7 +47,9 @@ class PruneConfig:
     sparsity: float = 0.5
     allocation: AllocationConfig = AllocationConfig()
     block_size: int | None = None
-    damping: float = 0.01
+    damping: float | None = None
+    iterations: int | None = None
+    tolerance: float | None = None
     reference: bool = False
     nested: bool = True
     samples: int = 128
@@ -58,21 +63,25 @@ class PruneConfig:
             raise InputError(
                 f"prune.sparsity must be in [0, 1), found {self.sparsity!r}"
             )
-        for name in ("samples", "sample_length", "batch_size", "block_size"):
+        counts = ("samples", "sample_length", "batch_size", "block_size", "iterations")
+        for name in counts:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"prune.{name} must be at least 1, found {value}")
-        if not (math.isfinite(self.damping) and self.damping >= 0):
-            raise InputError(f"prune.damping must be >= 0, found {self.damping}")
+        for name in ("damping", "tolerance"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise InputError(f"prune.{name} must be >= 0, found {value}")
         find_solver(self.solver, self.options)
         self.pattern_rules()
 
     @property
     def options(self) -> dict[str, Any]:
-        """The fields that are options of the solver."""
+        """The fields that are options of the solver, without its defaults."""
         known = inspect.signature(find_solver(self.solver, {})).parameters
-        names = ("block_size", "damping", "reference")
-        return {name: getattr(self, name) for name in names if name in known}
+        names = ("block_size", "damping", "iterations", "tolerance", "reference")
+        values = {name: getattr(self, name) for name in names if name in known}
+        return {name: value for name, value in values.items() if value is not None}
 
     @property
     def sequences_per_batch(self) -> int:

@@ -287,11 +287,25 @@ def test_sampled_windows_are_reproducible():
         ({"samples": 0}, "prune.samples must be at least 1"),
         ({"block_size": 0}, "prune.block_size"),
         ({"damping": -1.0}, "prune.damping"),
+        ({"iterations": 0}, "prune.iterations must be at least 1"),
+        ({"tolerance": float("inf")}, "prune.tolerance must be >= 0"),
     ],
 )
 def test_bad_config_is_named(changes, message):
     with pytest.raises(InputError, match=message):
         PruneConfig(**changes)
+
+
+def test_options_are_those_the_solver_has():
+    fields = {"damping": 0.5, "iterations": 3, "block_size": 16}
+    assert PruneConfig(solver="magnitude", **fields).options == {}
+    assert PruneConfig(solver="admm", **fields).options == {
+        "damping": 0.5,
+        "iterations": 3,
+    }
+    assert PruneConfig(solver="admm").options == {}  # and so its own defaults
+    refit = PruneConfig(solver="sparsegpt_refit", reference=True, tolerance=0.1)
+    assert refit.options == {"tolerance": 0.1, "reference": True}
 
 
 @pytest.mark.parametrize(
