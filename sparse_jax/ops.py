@@ -7,19 +7,50 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from sparse_jax import kernels
+from sparse_jax.kernels import PANEL, Packed
+
 MaskMode = Literal["fixed", "straight_through"]
 
 
-def dot(x: Float[Array, "*B in"], w: Float[Array, "in out"]) -> Float[Array, "*B out"]:
+def dot(
+    x: Float[Array, "*B in"],
+    w: Float[Array, "in out"] | Packed,
+    *,
+    rows: Bool[Array, " out_panels"] | None = None,
+    cols: Bool[Array, " in_panels"] | None = None,
+) -> Float[Array, "*B out"]:
     """The one matmul of an activation against a weight, `x @ w`.
 
-    Models call nothing else, so that a weight may be stored in another form.
+    Models call nothing else, so that a weight may be stored in another form. Panels are
+    16 consecutive outputs or inputs; a packed matrix is not even read where they are
+    inactive, an array is multiplied whole.
+
+    Args:
+      x: activations.
+      w: the weight, an array [in, out] or a packed matrix, whose product is float32.
+      rows: active output panels, [ceil(out / 16)]; the outputs of others are 0.
+      cols: active input panels, [ceil(in / 16)]; the inputs of others count as 0.
 
     Example:
       >>> dot(jnp.ones((2, 3)), jnp.ones((3, 4))).shape
       (2, 4)
+      >>> dot(jnp.ones((1, 1)), jnp.ones((1, 17)), rows=jnp.array([False, True])).sum()
+      Array(1., dtype=float32)
     """
-    return jnp.matmul(x, w)
+    if isinstance(w, Packed):
+        return kernels.dot(x, w, rows=rows, cols=cols)
+    if cols is not None:
+        x = _keep_panels(x, cols)
+    y = jnp.matmul(x, w)
+    return y if rows is None else _keep_panels(y, rows)
+
+
+def _keep_panels(
+    x: Float[Array, "*B n"], active: Bool[Array, " panels"]
+) -> Float[Array, "*B n"]:
+    kept = jnp.repeat(active, PANEL, total_repeat_length=PANEL * len(active))
+    return jnp.where(kept[: x.shape[-1]], x, 0)
 
 
 def effective_weight(

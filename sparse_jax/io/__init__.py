@@ -8,12 +8,19 @@ from sparse_jax.io.export import save
 from sparse_jax.io.huggingface import load
 from sparse_jax.io.locate import check_tokenizer
 from sparse_jax.io.masks_file import load_masks, save_masks
+from sparse_jax.io.packed_blocks import PackedBlocks
+from sparse_jax.io.packed_file import PackedModel, read_packed
+from sparse_jax.io.packed_table import look_up
+from sparse_jax.io.packed_writer import PackedWriter, write_packed
 from sparse_jax.io.resolve import Model, resolve
 
 __all__ = [
     "BlockReader",
     "BlockWriter",
     "Model",
+    "PackedBlocks",
+    "PackedModel",
+    "PackedWriter",
     "check_free",
     "check_tokenizer",
     "config_from_json",
@@ -21,9 +28,12 @@ __all__ = [
     "load",
     "load_config",
     "load_masks",
+    "look_up",
     "open_blocks",
+    "read_packed",
     "replace_directory",
     "resolve",
     "save",
     "save_masks",
+    "write_packed",
 ]

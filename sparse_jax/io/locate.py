@@ -4,13 +4,15 @@ from pathlib import Path
 
 from sparse_jax.data.tokenizer import Tokenizer, load_tokenizer
 from sparse_jax.io.config_json import read_json
+from sparse_jax.io.packed_layout import is_packed
 from sparse_jax.models import sizes
 from sparse_jax.models.config import LlamaConfig
 from sparse_jax.types import InputError
 
 ACCEPTED = (
     "a Hugging Face directory (config.json and model.safetensors), a run directory "
-    "(recipe.json), a stage directory (model/) or a size, one of "
+    "(recipe.json), a stage directory (model/), a packed file (launch/export.py) or a "
+    "size, one of "
     f"{list(sizes.SIZES)}"
 )
 
@@ -27,6 +29,11 @@ def locate(path: Path) -> tuple[Path, str]:
     Raises:
       InputError: there is no model.
     """
+    if is_packed(path):
+        raise InputError(
+            f"{path}: is a packed file, which is generated from and evaluated, not "
+            "worked on further; name the directory that it was made from"
+        )
     if path.is_file():
         raise InputError(f"{path}: is a file; a model is {ACCEPTED}")
     if not path.is_dir():

@@ -9,6 +9,9 @@ from sparse_jax.io.config_json import load_config
 from sparse_jax.io.entries import open_entries
 from sparse_jax.io.locate import locate, model_tokenizer
 from sparse_jax.io.mask_source import MaskSource
+from sparse_jax.io.packed_blocks import unpack
+from sparse_jax.io.packed_file import read_packed
+from sparse_jax.io.packed_layout import is_packed
 from sparse_jax.models import sizes
 from sparse_jax.models.config import LlamaConfig
 from sparse_jax.types import Masks, Params
@@ -41,6 +44,8 @@ def resolve(path_or_name: str | Path) -> Model:
         zeros of its seven linear matrices per block, if there are more than one in a
         thousand, which is logged;
       - a stage directory of a recipe, which holds a Hugging Face directory `model/`;
+      - a packed file: its weights, unpacked; masks are the zeros of the matrices whose
+        storage type is not a dense one;
       - a run directory, which stands for the stage that its `recipe.json` calls final;
       - a size, see `models.sizes`: the architecture alone.
 
@@ -64,6 +69,8 @@ def resolve(path_or_name: str | Path) -> Model:
             tokenizer=None,
             source=f"size {path_or_name}, without weights",
         )
+    if is_packed(path):
+        return _resolve_packed(path)
     directory, words = locate(path)
     config = load_config(directory)
     tokenizer = model_tokenizer(directory, config)
@@ -75,4 +82,19 @@ def resolve(path_or_name: str | Path) -> Model:
         masks=masks.read() if masks.found else None,
         tokenizer=tokenizer,
         source=f"{words}; {masks.words}",
+    )
+
+
+def _resolve_packed(path: Path) -> Model:
+    packed = read_packed(path)
+    params, masks = unpack(packed)
+    words = (
+        "from the zeros of its sparse types" if masks else "none, all types are dense"
+    )
+    return Model(
+        config=packed.config,
+        params=params,
+        masks=masks,
+        tokenizer=packed.tokenizer,
+        source=f"{packed.source}; masks: {words}",
     )

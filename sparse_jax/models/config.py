@@ -109,15 +109,19 @@ class LlamaConfig:
         """H, with the default filled in."""
         return self.d_model // self.n_heads if self.head_dim is None else self.head_dim
 
+    @property
+    def context(self) -> int:
+        """Tokens of the longest sequence that the model allows."""
+        if self.rope.kind == "dynamic":
+            return int(self.max_seq_len * self.rope.factor)
+        return self.max_seq_len
+
     def check_length(self, length: int) -> None:
         """Raises InputError when a sequence is longer than the model allows."""
-        longest = self.max_seq_len
-        if self.rope.kind == "dynamic":
-            longest = int(longest * self.rope.factor)
-        if length > longest:
+        if length > self.context:
             raise InputError(
                 f"a sequence of {length} tokens is longer than the model allows "
-                f"({longest}); shorten it or raise model.max_seq_len"
+                f"({self.context}); shorten it or raise model.max_seq_len"
             )
 
 

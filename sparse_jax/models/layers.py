@@ -19,8 +19,11 @@ def rms_norm(
 
 
 def rope_frequencies(
-    rope: RopeConfig, head_dim: int, max_seq_len: int, length: int
-) -> Float[Array, " half"]:
+    rope: RopeConfig,
+    head_dim: int,
+    max_seq_len: int,
+    length: int | Int[Array, " B"],
+) -> Float[Array, "*B half"]:
     """Angular frequency of each pair of head dimensions, in radians per position.
 
     The i-th of H / 2 frequencies is theta^(-2 i / H), then adapted by `rope.kind`.
@@ -29,12 +32,18 @@ def rope_frequencies(
       rope: the embedding's configuration.
       head_dim: H.
       max_seq_len: context the model was built for (dynamic RoPE grows beyond it).
-      length: tokens in the present sequence.
+      length: tokens in the present sequence, or in each one of a batch.
+
+    Returns:
+      [H / 2]; for dynamic RoPE with a `length` for each sequence [B, H / 2].
     """
     theta = rope.theta
-    if rope.kind == "dynamic" and length > max_seq_len:
+    if rope.kind == "dynamic":
         stretch = rope.factor * length / max_seq_len - (rope.factor - 1)
-        theta *= stretch ** (head_dim / (head_dim - 2))
+        if isinstance(stretch, jax.Array):
+            theta *= jnp.maximum(stretch, 1.0)[:, None] ** (head_dim / (head_dim - 2))
+        elif stretch > 1:
+            theta *= stretch ** (head_dim / (head_dim - 2))
     exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
     frequency = 1.0 / theta**exponent
     if rope.kind == "linear":
@@ -49,10 +58,11 @@ def rope_frequencies(
 
 
 def rope_tables(
-    positions_BT: Int[Array, "B T"], frequency: Float[Array, " half"]
+    positions_BT: Int[Array, "B T"], frequency: Float[Array, "*#B half"]
 ) -> tuple[Float[Array, "B T 1 half"], Float[Array, "B T 1 half"]]:
     """Cosine and sine of position x frequency, broadcastable over heads."""
-    angle = positions_BT[:, :, None, None].astype(jnp.float32) * frequency
+    position_BT11 = positions_BT[:, :, None, None].astype(jnp.float32)
+    angle = position_BT11 * frequency[..., None, None, :]
     return jnp.cos(angle), jnp.sin(angle)
 
 

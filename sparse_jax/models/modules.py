@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sparse_jax import mesh, ops
+from sparse_jax.kernels import Packed
 from sparse_jax.models import layers
 from sparse_jax.models.config import Compute, LlamaConfig
 
@@ -24,9 +25,12 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B in"]) -> Float[Array, "*B out"]:
-        shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.normal(self.std), shape)
-        y = ops.dot(x, kernel.astype(x.dtype))
+        kernel = self.get_variable("params", "kernel")
+        if not isinstance(kernel, Packed):  # whose shapes Flax would not accept
+            shape = (x.shape[-1], self.features)
+            kernel = self.param("kernel", nn.initializers.normal(self.std), shape)
+            kernel = kernel.astype(x.dtype)
+        y = ops.dot(x, kernel)
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(
                 x.dtype
@@ -46,12 +50,15 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal grouped-query self-attention."""
+    """Causal grouped-query self-attention, over what a cache holds if there is one.
+
+    Returns the output and the cache with the new keys and values.
+    """
 
     config: LlamaConfig
 
     @nn.compact
-    def __call__(self, x_BTD, cos, sin, mask_B1TT, gate_BN):
+    def __call__(self, x_BTD, cos, sin, mask_B1TS, gate_BN, cache=None):
         c = self.config
         B, T, _ = x_BTD.shape
         N, K, H = c.n_heads, c.kv_heads, c.head_width
@@ -61,12 +68,16 @@ class Attention(nn.Module):
         v_BTKH = linear(K * H, std=c.init_std, name="v")(x_BTD).reshape(B, T, K, H)
         q_BTNH = layers.apply_rope(q_BTNH, cos, sin)
         k_BTKH = layers.apply_rope(k_BTKH, cos, sin)
-        context_BTNH = ops.attention(q_BTNH, k_BTKH, v_BTKH, mask_B1TT)
+        k_BSKH, v_BSKH = k_BTKH, v_BTKH
+        if cache is not None:
+            cache = cache.append(k_BTKH, v_BTKH)
+            k_BSKH, v_BSKH = cache.read()
+        context_BTNH = ops.attention(q_BTNH, k_BSKH, v_BSKH, mask_B1TS)
         if gate_BN is not None:
             context_BTNH *= gate_BN[:, None, :, None].astype(context_BTNH.dtype)
         context_BTE = context_BTNH.reshape(B, T, N * H)
         _tap(self, "attention_out_in", context_BTE)
-        return linear(c.d_model, std=_residual_std(c), name="o")(context_BTE)
+        return linear(c.d_model, std=_residual_std(c), name="o")(context_BTE), cache
 
 
 class MLP(nn.Module):
@@ -88,23 +99,24 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One decoder block. Returns `(x, None)`, the carry and output of a scan."""
+    """One decoder block. Returns `(x, cache)`, the carry and output of a scan."""
 
     config: LlamaConfig
 
     @nn.compact
-    def __call__(self, x_BTD, gates, cos, sin, mask_B1TT):
+    def __call__(self, x_BTD, gates, cos, sin, mask_B1TS, cache=None):
         c = self.config
         gates = gates or {}
         h_BTD = RMSNorm(c.norm_eps, name="attention_norm")(x_BTD)
         _tap(self, "attention_in", h_BTD)
-        x_BTD += Attention(c, name="attention")(
-            h_BTD, cos, sin, mask_B1TT, gates.get("heads")
+        y_BTD, cache = Attention(c, name="attention")(
+            h_BTD, cos, sin, mask_B1TS, gates.get("heads"), cache
         )
+        x_BTD += y_BTD
         h_BTD = RMSNorm(c.norm_eps, name="mlp_norm")(x_BTD)
         _tap(self, "mlp_in", h_BTD)
         x_BTD += MLP(c, name="mlp")(h_BTD, gates.get("neurons"))
-        return mesh.constrain(x_BTD, mesh.BATCH, None, None), None
+        return mesh.constrain(x_BTD, mesh.BATCH, None, None), cache
 
 
 class Llama(nn.Module):

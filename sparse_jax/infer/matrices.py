@@ -1,0 +1,70 @@
+"""The matrices of a checkpoint and their masks, one at a time, [out, in] as stored."""
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from sparse_jax.io import BlockReader, layout, masks_file
+from sparse_jax.io.mask_source import MASKS
+from sparse_jax.io.names import Slot
+from sparse_jax.kernels import PANEL, Packed, pack
+from sparse_jax.types import InputError
+
+# Rows of a table that are packed at a time.
+_ROWS = 4096
+
+
+class Matrices:
+    """Reads matrices without transposing them, and without their whole block."""
+
+    def __init__(self, reader: BlockReader):
+        """Opens the masks' file, if there is one; raises as `io.load_masks`."""
+        self._reader, self._file = reader, reader.directory / MASKS
+        self._masks = {}
+        if self._file.is_file():
+            self._masks = masks_file.open_masks(self._file, reader.config)
+
+    def weights(self, slot: Slot) -> Float[np.ndarray, "out in"]:
+        """A matrix in float32."""
+        entry = self._reader.entries[slot.name]
+        w_OI = np.empty(entry.shape, np.float32)
+        for start, rows in entry.panels():
+            w_OI[start : start + len(rows)] = rows
+        return w_OI
+
+    def kept(
+        self, slot: Slot, w_OI: Float[np.ndarray, "out in"]
+    ) -> Bool[np.ndarray, "out in"]:
+        """The mask of a matrix, True = kept: from its file, else what is not zero.
+
+        Raises:
+          InputError: a weight that is marked as pruned is not zero.
+        """
+        if slot.name not in self._masks:
+            return layout.nonzero(w_OI)
+        kept_OI = masks_file.read_bits(self._masks[slot.name], w_OI.shape)
+        if np.any(layout.nonzero(w_OI) & ~kept_OI):
+            raise InputError(
+                f"{self._file}: weights of {slot.name!r} are marked as pruned but are "
+                "not zero; the file belongs to other weights, delete or replace it"
+            )
+        return kept_OI
+
+    def pack_dense(self, kind: str, slot: Slot) -> Packed:
+        """A whole table in a dense type, whose arrays are by panels of rows.
+
+        Tables are the largest tensors: only some rows are there in float32 at a time.
+        """
+        entry = self._reader.entries[slot.name]
+        n_out, n_in = entry.shape
+        arrays: dict[str, np.ndarray] = {}
+        for start in range(0, n_out, _ROWS):
+            w_OI = entry.rows(start, min(start + _ROWS, n_out)).astype(np.float32)
+            for name, part in pack(
+                kind, w_OI, np.ones(w_OI.shape, bool)
+            ).arrays.items():
+                if start == 0:
+                    shape = (-(-n_out // PANEL), *part.shape[1:])
+                    arrays[name] = np.empty(shape, part.dtype)
+                first = start // PANEL
+                arrays[name][first : first + len(part)] = part
+        return Packed(format=kind, shape=(n_out, n_in), arrays=arrays)

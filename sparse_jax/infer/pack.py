@@ -1,0 +1,236 @@
+"""A checkpoint packed into one file, one tensor in memory at a time.
+
+matrices            the storage type that suits their zeros, see `choose`, or the
+                    one that was asked for
+embedding           as it is in the checkpoint: rows are looked up, not multiplied
+head                dense; of a tied model it is the embedding, too, stored once
+norms and biases    as they are
+"""
+
+import contextlib
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparse_jax.infer.choose import GROUP, Zeros, check_balanced, choose, count_zeros
+from sparse_jax.infer.matrices import Matrices
+from sparse_jax.infer.pack_report import Row, add_totals
+from sparse_jax.io import BlockReader, PackedWriter, export, names, write_packed
+from sparse_jax.io.entries import leaf_shapes
+from sparse_jax.io.names import Slot
+from sparse_jax.io.packed_file import EMBEDDING, HEAD
+from sparse_jax.io.safetensors_file import DTYPES
+from sparse_jax.kernels import FORMATS, Packed, find_format, pack
+from sparse_jax.types import InputError
+
+AUTO = "auto"
+STORED = ("float32", "bfloat16", "int8", "int4")
+"""Dtypes of stored weights."""
+
+Progress = Callable[[int, int], None]
+"""Called as (tensors done, tensors in all)."""
+
+# The dtype of storage types that holds a checkpoint's dtype exactly.
+_EXACT = {"float32": "float32", "float16": "float32", "bfloat16": "bfloat16"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PackConfig:
+    """How a checkpoint is packed.
+
+    Attributes:
+      format: storage type of all matrices that it can hold; auto = what suits each.
+      dtype: of the stored weights, float32, bfloat16, int8 or int4; None = one that
+        holds the checkpoint's exactly. A format that is named has its own.
+      head: storage type of the output projection, a dense one; auto = dense_float32 or
+        dense_bfloat16, exact for the checkpoint, or for bfloat16 where `dtype` is that.
+    """
+
+    format: str = AUTO
+    dtype: str | None = None
+    head: str = AUTO
+
+    def __post_init__(self):
+        if self.dtype not in (None, *STORED):
+            raise InputError(f"dtype must be one of {STORED}, found {self.dtype!r}")
+        dense = [name for name in FORMATS if name.startswith("dense_")]
+        if self.head not in (AUTO, *dense):
+            raise InputError(
+                f"head must be {AUTO} or one of {dense}, found {self.head!r}"
+            )
+        if self.format == AUTO:
+            return
+        own = find_format(self.format).dtype
+        if self.dtype not in (None, own):
+            raise InputError(
+                f"format {self.format} stores {own}, but dtype is {self.dtype}; name "
+                "only one of them"
+            )
+
+    def dtype_for(self, checkpoint: str) -> str:
+        """The dtype of matrices of a checkpoint whose dtype this is."""
+        if self.format != AUTO:
+            return find_format(self.format).dtype
+        return self.dtype or _EXACT[checkpoint]
+
+
+def pack_checkpoint(
+    reader: BlockReader,
+    path: str | Path,
+    config: PackConfig = PackConfig(),
+    *,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Writes a packed file.
+
+    Quantised types round to nearest, by rows or groups; the others lose nothing but
+    what `config.dtype` asks for.
+
+    Args:
+      reader: the model, see `io.open_blocks`.
+      path: the new file.
+      config: what to store how.
+      progress: called after every tensor.
+
+    Returns:
+      What was done, see `pack_report.add_totals`.
+
+    Raises:
+      InputError: the file exists, the disk is full, or a format that was named cannot
+        hold the pattern of a matrix.
+    """
+    files = reader.tokenizer.files if reader.tokenizer else {}
+    slots = names.slots(leaf_shapes(reader.config), range(reader.config.n_layers))
+    with write_packed(path, reader.config, reader.dtype, files) as writer:
+        packer = _Packer(reader, config, writer)
+        for done, slot in enumerate(slots, 1):
+            packer.add(slot)
+            if progress is not None:
+                progress(done, len(slots))
+    settings = dataclasses.asdict(config) | {"dtype": config.dtype_for(reader.dtype)}
+    about = {"model": reader.source, "checkpoint_dtype": reader.dtype, **settings}
+    carried = sum(len(content) for content in files.values())
+    return about | add_totals(packer.rows, carried, Path(path).stat().st_size)
+
+
+class _Packer:
+    """Packs one tensor after the other and keeps account in `rows`."""
+
+    def __init__(self, reader: BlockReader, config: PackConfig, writer: PackedWriter):
+        self.rows: list[Row] = []
+        self._reader, self._config, self._writer = reader, config, writer
+        self._matrices = Matrices(reader)
+        self._dtype = config.dtype_for(reader.dtype)
+        # Tables are rounded only where bfloat16 is asked for.
+        self._table = "bfloat16" if self._dtype == "bfloat16" else reader.dtype
+        exact = f"dense_{_EXACT[self._table]}"
+        self._head = exact if config.head == AUTO else config.head
+        # A tied table lies in the file once, unless that would round the embedding.
+        tied = reader.config.tie_embeddings
+        self._shared = tied and self._head in (exact, "dense_float32")
+
+    def add(self, slot: Slot) -> None:
+        if re.fullmatch(names.LINEAR_KERNELS, slot.path):
+            self._add_matrix(slot)
+        elif slot.path == EMBEDDING and self._shared:
+            self._add_head(slot, slot.name, "embedding and head", "tied: stored once")
+        elif slot.path == EMBEDDING:
+            self._add_array(slot, "embedding")
+            if self._reader.config.tie_embeddings:
+                name = names.TABLE[HEAD].template
+                self._add_head(slot, name, "head", "tied, but rounded: stored apart")
+        elif slot.path == HEAD:
+            self._add_head(slot, slot.name, "head")
+        else:
+            self._add_array(slot, "norms and biases")
+
+    def _add_matrix(self, slot: Slot) -> None:
+        w_OI = self._matrices.weights(slot)
+        kept_OI = self._matrices.kept(slot, w_OI)
+        zeros = count_zeros(kept_OI)
+        kind, note = self._choose(zeros)
+        if kind.startswith("group_") and zeros.whole_groups:
+            kept_OI = _whole_groups(kept_OI)
+        with _name_tensor(slot.name):
+            if kind.startswith("n16_"):
+                check_balanced(kind, kept_OI, zeros)
+            leaf = pack(kind, w_OI, kept_OI)
+        self._writer.add(slot.name, leaf)
+        self._account(slot, "packed matrices", leaf, note, zeros.sparsity)
+
+    def _choose(self, zeros: Zeros) -> tuple[str, str]:
+        """The storage type of a matrix and, where it is not the usual one, why."""
+        suited = choose(zeros, self._dtype)
+        asked, n_in = self._config.format, zeros.shape[1]
+        if asked == AUTO:
+            odd = n_in % GROUP and not suited.startswith("dense_")
+            return suited, f"{n_in} inputs, not a multiple of {GROUP}" if odd else ""
+        multiple = find_format(asked).input_multiple
+        if n_in % multiple:
+            return suited, f"{n_in} inputs, {asked} needs a multiple of {multiple}"
+        return asked, ""
+
+    def _add_head(self, slot: Slot, name: str, part: str, note: str = "") -> None:
+        with _name_tensor(slot.name):
+            leaf = self._matrices.pack_dense(self._head, slot)
+        self._writer.add(name, leaf)
+        self._account(slot, part, leaf, note)
+
+    def _add_array(self, slot: Slot, part: str) -> None:
+        values = self._reader.entries[slot.name].read()
+        if slot.path == EMBEDDING:
+            values = export.cast(values, self._table, slot.path)
+        self._writer.add(slot.name, values)
+        self._account(slot, part, values)
+
+    def _account(
+        self,
+        slot: Slot,
+        part: str,
+        stored: Packed | np.ndarray,
+        note: str = "",
+        sparsity: float = 0.0,
+    ) -> None:
+        entry = self._reader.entries[slot.name]
+        size = math.prod(entry.shape)
+        row = {
+            "name": slot.name,
+            "path": slot.path,
+            "layer": slot.layer,
+            "part": part,
+            "shape": list(entry.shape),
+            "sparsity": sparsity,
+            "bits_per_weight": 8 * stored.nbytes / size,
+            "bytes_before": size * DTYPES[entry.dtype].itemsize,
+            "bytes_after": stored.nbytes,
+            "note": note,
+        }
+        if isinstance(stored, Packed):
+            bits, (n_out, n_in) = find_format(stored.format).expected_bits, stored.shape
+            row["format"] = stored.format
+            row["expected_bits"] = bits(n_out, n_in, 1.0 - sparsity)
+        else:
+            row["format"] = stored.dtype.name
+        if any(slot.name == other["name"] for other in self.rows):
+            row["bytes_before"] = 0  # a head beside the tied embedding
+        self.rows.append(row)
+
+
+@contextlib.contextmanager
+def _name_tensor(name: str) -> Iterator[None]:
+    """Puts the tensor's name in front of what an InputError says."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"tensor {name!r}: {error}") from error
+
+
+def _whole_groups(kept_OI: np.ndarray) -> np.ndarray:
+    """Keeps all of a group of which any is kept: a weight may be zero by chance."""
+    groups = kept_OI.reshape(len(kept_OI), -1, GROUP)
+    return np.repeat(groups.any(-1), GROUP, axis=1)

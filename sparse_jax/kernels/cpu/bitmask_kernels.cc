@@ -1,0 +1,175 @@
+// Unstructured floats: a mask of 16 outputs for every input, and the kept values.
+//
+//   masks    uint16 [panels, ceil(n_in / 16), 16]: bit r of an input's mask says that
+//            output r of the panel keeps it
+//   offsets  uint32 [panels * superblocks + 1]: where the values of 16 outputs x 64
+//            inputs start
+//   values   [kept + 32]: by panel, input, output
+#include "bitmask_kernels.h"
+
+#include <string.h>
+
+#include "bitmask_expand.h"
+#include "gemm.h"
+#include "spmm.h"
+#include "sweep.h"
+
+namespace sparse_jax {
+namespace SPARSE_JAX_ISA {
+namespace {
+
+// Values that 16 inputs keep.
+inline int64_t count_block(const uint16_t* masks) {
+  uint64_t words[4];
+  memcpy(words, masks, sizeof words);
+  return __builtin_popcountll(words[0]) + __builtin_popcountll(words[1]) +
+         __builtin_popcountll(words[2]) + __builtin_popcountll(words[3]);
+}
+
+template <typename Value>
+struct Bitmask {
+  static constexpr bool kCodes = false;
+
+  // Where one panel is being read.
+  struct Cursor {
+    const uint16_t* masks;
+    const uint32_t* offsets;
+    const Value* all_values;
+    const Value* values;
+
+    // Goes to an input panel of 16.
+    void seek(int64_t block) {
+      values = all_values + offsets[block / 4];
+      for (int64_t i = block / 4 * 4; i < block; ++i) {
+        values += count_block(masks + 16 * i);
+      }
+    }
+  };
+
+  static Cursor start(const Leaf& leaf, int64_t panel) {
+    const Array& masks = leaf.arrays[0];
+    const Value* values = static_cast<const Value*>(leaf.arrays[2].data);
+    return {static_cast<const uint16_t*>(masks.data) + panel * masks.shape[1] * 16,
+            static_cast<const uint32_t*>(leaf.arrays[1].data) +
+                panel * ceil_div(leaf.n_in, kSuperblock),
+            values, values};
+  }
+
+  template <int kStreams, int kBatch>
+  static void run(const Call& call, const int64_t (&panels)[kStreams], int64_t row) {
+    const Activations& x = *call.x;
+    const float* values = x.values + row * x.padded;
+    Cursor at[kStreams];
+    Floats sums[kStreams][kBatch][2];
+    for (int s = 0; s < kStreams; ++s) {
+      at[s] = start(*call.leaf, panels[s]);
+      for (int b = 0; b < kBatch; ++b) sums[s][b][0] = sums[s][b][1] = zeros();
+    }
+    for (int r = 0; r < x.n_panel_runs; ++r) {
+      const Run run = x.panel_runs[r];
+      for (int s = 0; s < kStreams; ++s) at[s].seek(run.first);
+      for (int64_t block = run.first; block < run.last; ++block) {
+        add_block(at, block, values + 16 * block, x.padded, sums);
+      }
+    }
+    for (int s = 0; s < kStreams; ++s) {
+      for (int b = 0; b < kBatch; ++b) {
+        store_outputs(call, row + b, panels[s], add(sums[s][b][0], sums[s][b][1]));
+      }
+    }
+  }
+
+  template <int kStreams, int kBatch>
+  static inline void add_block(Cursor (&at)[kStreams], int64_t block, const float* x,
+                               int64_t x_stride, Floats (&sums)[kStreams][kBatch][2]) {
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) {
+#pragma GCC unroll 4
+      for (int s = 0; s < kStreams; ++s) {
+        const unsigned mask = at[s].masks[16 * block + i];
+        const Floats w = expand_values(mask, at[s].values);
+        at[s].values += count_bits(mask);
+#pragma GCC unroll 4
+        for (int b = 0; b < kBatch; ++b) {
+          sums[s][b][i % 2] = fma(w, set1(x[b * x_stride + i]), sums[s][b][i % 2]);
+        }
+      }
+    }
+  }
+
+  static const float* expand(const Leaf& leaf, int64_t panel, int64_t first,
+                             int64_t last, float* tile) {
+    Cursor at = start(leaf, panel);
+    at.seek(first / 16);
+    for (int64_t k = first; k < last; ++k) {
+      const unsigned mask = at.masks[k];
+      store(tile + (k - first) * kPanel, expand_values(mask, at.values));
+      at.values += count_bits(mask);
+    }
+    return tile;
+  }
+
+  // A tile is too short for the hardware's prefetchers.
+  static void prefetch_tile(const Leaf& leaf, int64_t panel, int64_t first,
+                            int64_t last) {
+    Cursor at = start(leaf, panel);
+    for (int64_t k = first; k < last; k += 32) __builtin_prefetch(at.masks + k);
+    const Value* values = at.all_values + at.offsets[first / kSuperblock];
+    const Value* stop = at.all_values + at.offsets[ceil_div(last, kSuperblock)];
+    for (; values < stop; values += 64 / sizeof(Value)) __builtin_prefetch(values);
+  }
+
+  static void find_kept(const Leaf& leaf, int64_t panel, int64_t first, int64_t last,
+                        KeptWeights* kept) {
+    constexpr int kBlocks = kSpmmInputs / 16;
+    const uint16_t* masks = start(leaf, panel).masks + first;
+    expand(leaf, panel, first, last, kept->tile);
+    uint16_t bits[kPanel][kBlocks] = {};
+    for (int64_t k = 0; k < last - first; k += 16) {
+      uint16_t by_output[16];
+      transpose_masks(masks + k, by_output);
+      for (int64_t o = 0; o < kPanel; ++o) bits[o][k / 16] = by_output[o];
+    }
+    for (int64_t o = 0; o < kPanel; ++o) {
+      int count = 0;
+      for (int word = 0; word < kBlocks / 4; ++word) {
+        uint64_t inputs;
+        memcpy(&inputs, &bits[o][4 * word], sizeof inputs);
+        count += list_bits(inputs, 64 * word, kept->input[o] + count);
+      }
+      kept->count[o] = count;
+    }
+  }
+};
+
+// Whether working per kept weight beats expanding: its lanes come in blocks of 64 rows,
+// and finding the kept weights costs as much as some rows do.
+bool is_sparse_enough(const Call& call) {
+  const Leaf& leaf = *call.leaf;
+  const double kept = static_cast<double>(leaf.arrays[2].shape[0]);
+  const double density = kept / (static_cast<double>(leaf.n_out) * leaf.n_in);
+  const int64_t lanes = ceil_div(call.x->batch, kLanes) * kLanes;
+  return density * static_cast<double>(lanes + 64) < 0.8 * call.x->batch;
+}
+
+template <typename Value>
+void run_bitmask(const Call& call, int64_t begin, int64_t end) {
+  if (call.x->batch >= 32 && is_sparse_enough(call)) {
+    return spmm<Bitmask<Value>>(call, begin, end);
+  }
+  if (call.x->batch >= 8) return gemm<Bitmask<Value>>(call, begin, end);
+  sweep<Bitmask<Value>>(call, begin, end);
+}
+
+}  // namespace
+
+void bitmask_float32(const Call& call, int64_t begin, int64_t end) {
+  run_bitmask<float>(call, begin, end);
+}
+
+void bitmask_bfloat16(const Call& call, int64_t begin, int64_t end) {
+  run_bitmask<uint16_t>(call, begin, end);
+}
+
+}  // namespace SPARSE_JAX_ISA
+}  // namespace sparse_jax

@@ -1,0 +1,6 @@
+"""Dense weights: float32, bfloat16, int8 with a scale per row, int4 by groups."""
+
+from sparse_jax.kernels.dense.floats import DENSE_BFLOAT16, DENSE_FLOAT32
+from sparse_jax.kernels.dense.ints import DENSE_INT4, DENSE_INT8
+
+FORMATS = (DENSE_FLOAT32, DENSE_BFLOAT16, DENSE_INT8, DENSE_INT4)
