@@ -60,19 +60,6 @@ def sparsities(name: str) -> tuple[float, ...]:
     return tuple(N16) if name.startswith("n16") else SPARSITIES
 
 
-def uniform_mask(name, shape, sparsity, rng):
-    import numpy as np
-
-    n_out, n_in = shape
-    if name.startswith("n16"):
-        rank = rng.random((n_out, n_in // 16, 16), np.float32).argsort(axis=2)
-        return (rank < N16[sparsity]).reshape(shape)
-    if name.startswith("group"):
-        kept = rng.random((n_out, n_in // 16)) >= sparsity
-        return np.repeat(kept, 16, axis=1)
-    return rng.random(shape, np.float32) >= sparsity
-
-
 def sparsegpt_mask(name, w_OI, sparsity, rng):
     """The mask of SparseGPT for inputs that 64 random factors correlate."""
     import jax.numpy as jnp
@@ -180,7 +167,7 @@ def cases(arguments, shape):
     import jax
     import numpy as np
 
-    from sparse_jax import kernels
+    from sparse_jax import infer, kernels
 
     rng = np.random.default_rng(0)
     w_OI = rng.standard_normal(shape).astype(np.float32)
@@ -195,7 +182,7 @@ def cases(arguments, shape):
             if sparsity and arguments.mask == "sparsegpt":
                 mask_OI = sparsegpt_mask(name, w_OI, sparsity, rng)
             elif sparsity:
-                mask_OI = uniform_mask(name, shape, sparsity, rng)
+                mask_OI = infer.random_mask(rng, shape, name, sparsity)
             packed = kernels.pack(name, w_OI, mask_OI)
             leaf = jax.tree.map(jax.numpy.asarray, packed)
             yield name, sparsity, leaf, product, packed.nbytes, packed.bits_per_weight

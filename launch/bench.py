@@ -7,14 +7,13 @@ bandwidth, measured first, that this comes to. Quantised types in --against roun
 weights to nearest; compare their loss with launch/export.py.
 """
 
-import json
 import pathlib
 
 import cli
 from absl import flags
 
 from sparse_jax import infer, kernels
-from sparse_jax.files import write_file
+from sparse_jax.files import write_json
 
 MODEL = flags.DEFINE_string(
     "model", None, "Packed file; Hugging Face, run or stage directory."
@@ -40,8 +39,7 @@ def main() -> None:
     )
     print(infer.speed_table(numbers))
     if JSON.value:
-        text = json.dumps({"model": MODEL.value} | numbers, indent=2, allow_nan=False)
-        write_file(pathlib.Path(JSON.value), text.encode() + b"\n")
+        write_json(pathlib.Path(JSON.value), {"model": MODEL.value} | numbers)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ python launch/evaluate.py --model=DIR --data=test.txt --window=2048 --json=out.j
 `sparse_jax.evaluate.perplexity` defines the numbers.
 """
 
-import json
 import math
 import pathlib
 
@@ -15,7 +14,7 @@ from absl import flags
 
 from sparse_jax import data, io, schema
 from sparse_jax.evaluate import evaluate
-from sparse_jax.files import write_file
+from sparse_jax.files import write_json
 from sparse_jax.types import InputError
 
 MODEL = flags.DEFINE_string("model", None, "Hugging Face, run or stage directory.")
@@ -62,8 +61,7 @@ def main() -> None:
         text = f"{value:,}" if isinstance(value, int) else value
         print(f"{name:<14}{f'{value:.6f}' if isinstance(value, float) else text}")
     if JSON.value:
-        text = json.dumps(numbers, indent=2, allow_nan=False) + "\n"
-        write_file(pathlib.Path(JSON.value), text.encode())
+        write_json(pathlib.Path(JSON.value), numbers)
 
 
 if __name__ == "__main__":

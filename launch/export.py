@@ -7,7 +7,6 @@ Nothing is rounded unless --dtype or --format asks for it. With --evaluate, the 
 of the checkpoint and of the packed model are printed.
 """
 
-import json
 import pathlib
 
 import cli
@@ -15,7 +14,7 @@ from absl import flags
 
 from sparse_jax import data, host, infer, io, schema
 from sparse_jax.evaluate import evaluate_blocks
-from sparse_jax.files import write_file
+from sparse_jax.files import write_json
 from sparse_jax.types import InputError
 
 MODEL = flags.DEFINE_string("model", None, "Hugging Face, run or stage directory.")
@@ -28,14 +27,11 @@ HEAD = flags.DEFINE_string("head", "auto", "Storage type of the head, dense; or 
 EVALUATE = flags.DEFINE_string("evaluate", None, "Text for the loss before and after.")
 WINDOW = flags.DEFINE_integer("window", 256, "Tokens per window of --evaluate.")
 JSON = flags.DEFINE_string("json", None, "File to write the same numbers to.")
-LARGE = 2**30  # bytes of a model, from which on memory counts more than speed
 
 
 def main() -> None:
     settings = infer.PackConfig(format=FORMAT.value, dtype=DTYPE.value, head=HEAD.value)
-    files = pathlib.Path(MODEL.value).rglob("*.safetensors")
-    if sum(file.stat().st_size for file in files) > LARGE:
-        host.return_freed_memory()
+    host.choose_memory(pathlib.Path(MODEL.value))
     reader = io.open_blocks(MODEL.value)
     text = read_text(reader) if EVALUATE.value else None  # its errors come early
     report = infer.pack_checkpoint(reader, OUT.value, settings)
@@ -49,8 +45,7 @@ def main() -> None:
             f"{after['loss']:.6f} after, computed by its kernels"
         )
     if JSON.value:
-        content = json.dumps(report, indent=2, allow_nan=False) + "\n"
-        write_file(pathlib.Path(JSON.value), content.encode())
+        write_json(pathlib.Path(JSON.value), report)
 
 
 def read_text(reader: io.BlockReader):

@@ -8,7 +8,6 @@ prompts of a file, one a line, are worked on together.
 """
 
 import dataclasses
-import json
 import pathlib
 import sys
 
@@ -16,7 +15,7 @@ import cli
 from absl import flags
 
 from sparse_jax import infer
-from sparse_jax.files import write_file
+from sparse_jax.files import write_json
 from sparse_jax.types import InputError
 
 MODEL = flags.DEFINE_string(
@@ -59,8 +58,7 @@ def main() -> None:
         texts = [{"prompt": p} | t for p, t in zip(prompts, texts, strict=True)]
         report = {"model": MODEL.value, "source": engine.model.source}
         report |= {"rates": engine.rates.numbers(), "completions": texts}
-        content = json.dumps(report, indent=2, allow_nan=False) + "\n"
-        write_file(pathlib.Path(JSON.value), content.encode())
+        write_json(pathlib.Path(JSON.value), report)
 
 
 def read_lines(path: str) -> list[str]:

@@ -6,7 +6,6 @@ python launch/prune.py --model=HF_DIR --out=OUT_DIR \
 Run again after any interruption, the same command continues where it stopped.
 """
 
-import json
 import pathlib
 
 import cli
@@ -14,28 +13,22 @@ from absl import flags
 from ml_collections import config_flags
 
 from sparse_jax import host, recipe, report
-from sparse_jax.files import write_file
+from sparse_jax.files import write_json
 
 MODEL = flags.DEFINE_string("model", None, "Hugging Face, run or stage directory.")
 OUT = flags.DEFINE_string("out", None, "The new Hugging Face directory.")
 CONFIG = config_flags.DEFINE_config_file("config", None, "See configs/prune.py.")
-LARGE = 2**30  # bytes of a model, from which on memory counts more than speed
 JSON = flags.DEFINE_string("json", None, "File to write the same numbers to.")
 
 
 def main() -> None:
     job = cli.build(recipe.PruneJob, CONFIG.value)
-    files = pathlib.Path(MODEL.value).rglob("*.safetensors")
-    if sum(file.stat().st_size for file in files) > LARGE:
-        host.return_freed_memory()
-    else:
-        host.keep_freed_memory()
+    host.choose_memory(pathlib.Path(MODEL.value))
     numbers = recipe.run_prune(job, MODEL.value, OUT.value)
     print(report.pruning_summary(numbers))
     print(f"report: {pathlib.Path(OUT.value, 'prune_report.md')}")
     if JSON.value:
-        text = json.dumps(numbers, indent=2, allow_nan=False) + "\n"
-        write_file(pathlib.Path(JSON.value), text.encode())
+        write_json(pathlib.Path(JSON.value), numbers)
 
 
 if __name__ == "__main__":

@@ -68,8 +68,9 @@ def lock(path: pathlib.Path) -> IO[str]:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes JSON in one step; raises as `write_file`."""
-    write_file(path, (json.dumps(value, indent=2) + "\n").encode())
+    """Writes JSON in one step; raises as `write_file`, and ValueError for NaN."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    write_file(path, text.encode())
 
 
 def read_json(path: pathlib.Path) -> Any:

@@ -1,6 +1,7 @@
 """The host's memory. Its settings are only for entry points to change."""
 
 import ctypes
+import pathlib
 import sys
 from typing import Any
 
@@ -25,6 +26,19 @@ def keep_freed_memory() -> bool:
     settings = {_MMAP_THRESHOLD: 2**30, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**26}
     # The heaps of other threads cannot hold blocks of more than 64 MiB.
     return _mallopt(settings | {_ARENA_MAX: 1})
+
+
+def choose_memory(model: pathlib.Path) -> None:
+    """Chooses speed over memory for a model on disk of up to 1 GiB, else memory.
+
+    Args:
+      model: file or directory; what is not there counts as small.
+    """
+    files = model.rglob("*.safetensors")
+    if sum(file.stat().st_size for file in files) > 2**30:
+        return_freed_memory()
+    else:
+        keep_freed_memory()
 
 
 def run_lean(function: Any, *args: Any, **options: Any) -> Any:
