@@ -8,6 +8,8 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Array, Float, Int8
 
+from sparse_jax.kernels.format import from_panels, to_panels
+
 GROUP = 128
 """Inputs that share a scale in the int4 types."""
 
@@ -91,6 +93,17 @@ def quantized_dot(
         preferred_element_type=jnp.int32,
     )
     return sums_BO.astype(jnp.float32) * scales_O * x_scale_B1
+
+
+def pack_scales(scales_OG: np.ndarray) -> np.ndarray:
+    """Scales of groups as they are stored: bfloat16 [panels, groups, 16]."""
+    scales_PRG = to_panels(scales_OG.astype(ml_dtypes.bfloat16))
+    return np.ascontiguousarray(scales_PRG.swapaxes(1, 2))
+
+
+def unpack_scales(scales_PGR: Any, n_out: int) -> Any:
+    """The inverse of `pack_scales`, in float32 [out, groups]; NumPy or JAX."""
+    return from_panels(scales_PGR.swapaxes(1, 2), n_out).astype(np.float32)
 
 
 def scale_groups(codes_OI: np.ndarray, scales_OG: np.ndarray) -> np.ndarray:

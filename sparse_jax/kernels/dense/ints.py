@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 
 from sparse_jax.kernels.format import (
@@ -20,10 +19,12 @@ from sparse_jax.kernels.format import (
 from sparse_jax.kernels.quantize import (
     GROUP,
     grouped_dot,
+    pack_scales,
     quantize_groups,
     quantize_rows,
     quantized_dot,
     scale_groups,
+    unpack_scales,
 )
 
 
@@ -63,10 +64,9 @@ def pack_int4(codes_OI: np.ndarray, scales_OG: np.ndarray) -> Arrays:
     biased_OTHJ = pad_to(biased_OTHJ, 0, PANEL)
     bytes_OTJ = biased_OTHJ[:, :, 0] | (biased_OTHJ[:, :, 1] << 4)
     bytes_PTRJ = to_panels(bytes_OTJ).swapaxes(1, 2)
-    scales_PRG = to_panels(scales_OG.astype(ml_dtypes.bfloat16))
     return {
         "codes": np.ascontiguousarray(bytes_PTRJ),
-        "scales": np.ascontiguousarray(scales_PRG.swapaxes(1, 2)),
+        "scales": pack_scales(scales_OG),
     }
 
 
@@ -77,18 +77,14 @@ def _codes_int4(arrays: Arrays, shape: tuple[int, int], xp: Any) -> Any:
     return from_panels(codes_PRI, shape[0])[:, : shape[1]]
 
 
-def _scales_int4(arrays: Arrays, shape: tuple[int, int]) -> Any:
-    return from_panels(arrays["scales"].swapaxes(1, 2), shape[0]).astype(np.float32)
-
-
 def _unpack_int4(arrays: Arrays, shape: tuple[int, int]) -> np.ndarray:
     codes_OI = _codes_int4(arrays, shape, np)
-    return scale_groups(codes_OI, _scales_int4(arrays, shape))
+    return scale_groups(codes_OI, unpack_scales(arrays["scales"], shape[0]))
 
 
 def _dot_int4(x_BI: jax.Array, arrays: Arrays, shape: tuple[int, int]) -> jax.Array:
     codes_OI = _codes_int4(arrays, shape, jnp)
-    return grouped_dot(x_BI, codes_OI, _scales_int4(arrays, shape))
+    return grouped_dot(x_BI, codes_OI, unpack_scales(arrays["scales"], shape[0]))
 
 
 def _specs_int4(shape: tuple[int, int]) -> dict[str, ArraySpec]:

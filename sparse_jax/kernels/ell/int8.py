@@ -197,7 +197,7 @@ ELL_INT8 = Format(
              codes, 0 where the slot is empty; lanes as in n16_int8
 
 A slot of the base takes 12 bits, one of the tail 16; B is chosen for each matrix by its
-mask. A uniform mask takes 7.0, 4.4 and 3.2 bits per weight at 50, 70 and 80 % sparsity
+mask. A uniform mask takes 6.9, 4.4 and 3.2 bits per weight at 50, 70 and 80 % sparsity
 (B = 8, 4, 3). Weights that round to 0 are dropped. Activations are quantised as in
 `quantize_activations`, and the sums are exact integers.
 """

@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 
 from sparse_jax.kernels.format import (
@@ -20,10 +19,12 @@ from sparse_jax.kernels.n16 import slots
 from sparse_jax.kernels.quantize import (
     GROUP,
     grouped_dot,
+    pack_scales,
     quantize_groups,
     quantize_rows,
     quantized_dot,
     scale_groups,
+    unpack_scales,
 )
 
 
@@ -76,10 +77,9 @@ def pack_int4(
     half = slots.STEP // 2
     nibbles = codes[..., :half] | (codes[..., half:] << 4)
     ids = slots.int_ids(slots.to_superblocks(ids_OBN))
-    scales_PRG = to_panels(scales_OG.astype(ml_dtypes.bfloat16))
     return {
         "blocks": np.concatenate([ids, nibbles], axis=3),
-        "scales": np.ascontiguousarray(scales_PRG.swapaxes(1, 2)),
+        "scales": pack_scales(scales_OG),
     }
 
 
@@ -93,17 +93,15 @@ def _codes_int4(arrays: Arrays, shape: tuple[int, int], xp: Any) -> Any:
     return slots.place(ids_OBN, slots.from_superblocks(codes, shape), xp)
 
 
-def _scales_int4(arrays: Arrays, shape: tuple[int, int]) -> Any:
-    return from_panels(arrays["scales"].swapaxes(1, 2), shape[0]).astype(np.float32)
-
-
 def _unpack_int4(arrays: Arrays, shape: tuple[int, int]) -> np.ndarray:
-    return scale_groups(_codes_int4(arrays, shape, np), _scales_int4(arrays, shape))
+    return scale_groups(
+        _codes_int4(arrays, shape, np), unpack_scales(arrays["scales"], shape[0])
+    )
 
 
 def _dot_int4(x_BI: jax.Array, arrays: Arrays, shape: tuple[int, int]) -> jax.Array:
     codes_OI = _codes_int4(arrays, shape, jnp)
-    return grouped_dot(x_BI, codes_OI, _scales_int4(arrays, shape))
+    return grouped_dot(x_BI, codes_OI, unpack_scales(arrays["scales"], shape[0]))
 
 
 def _specs_int4(shape: tuple[int, int]) -> dict[str, ArraySpec]:
