@@ -6,13 +6,12 @@ python launch/evaluate.py --model=DIR --data=test.txt --window=2048 --json=out.j
 `sparse_jax.evaluate.perplexity` defines the numbers.
 """
 
-import math
 import pathlib
 
 import cli
 from absl import flags
 
-from sparse_jax import data, io, schema
+from sparse_jax import data, io
 from sparse_jax.evaluate import evaluate
 from sparse_jax.files import write_json
 from sparse_jax.types import InputError
@@ -54,9 +53,7 @@ def main() -> None:
         split="heldout" if DATA.value.startswith("embedded:") else "all",
         tokenizer=tokenizer.fingerprint,
     )
-    numbers = {"model": MODEL.value, "source": model.source} | schema.to_dict(result)
-    if math.isinf(result.perplexity):
-        numbers["perplexity"] = None  # JSON has no infinity
+    numbers = {"model": MODEL.value, "source": model.source} | result.numbers()
     for name, value in numbers.items():
         text = f"{value:,}" if isinstance(value, int) else value
         print(f"{name:<14}{f'{value:.6f}' if isinstance(value, float) else text}")

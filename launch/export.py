@@ -12,7 +12,7 @@ import pathlib
 import cli
 from absl import flags
 
-from sparse_jax import data, host, infer, io, schema
+from sparse_jax import data, host, infer, io
 from sparse_jax.evaluate import evaluate_blocks
 from sparse_jax.files import write_json
 from sparse_jax.types import InputError
@@ -58,7 +58,7 @@ def read_text(reader: io.BlockReader):
 def loss(blocks, ids, nbytes) -> dict:
     """The numbers of `evaluate`."""
     settings = {"window": WINDOW.value, "data": EVALUATE.value}
-    return schema.to_dict(evaluate_blocks(blocks, ids, nbytes, **settings))
+    return evaluate_blocks(blocks, ids, nbytes, **settings).numbers()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -72,6 +73,11 @@ class Evaluation:
     data: str
     split: str
     tokenizer: str
+
+    def numbers(self) -> dict[str, Any]:
+        """The fields as JSON data, which has no infinity: that perplexity is None."""
+        fields = dataclasses.asdict(self)
+        return fields | ({"perplexity": None} if math.isinf(self.perplexity) else {})
 
 
 def evaluate(

@@ -7,7 +7,6 @@ from sparse_jax.io import BlockReader, layout, masks_file
 from sparse_jax.io.mask_source import MASKS
 from sparse_jax.io.names import Slot
 from sparse_jax.kernels import PANEL, Packed, pack
-from sparse_jax.types import InputError
 
 # Rows of a table that are packed at a time.
 _ROWS = 4096
@@ -18,10 +17,10 @@ class Matrices:
 
     def __init__(self, reader: BlockReader):
         """Opens the masks' file, if there is one; raises as `io.load_masks`."""
-        self._reader, self._file = reader, reader.directory / MASKS
-        self._masks = {}
-        if self._file.is_file():
-            self._masks = masks_file.open_masks(self._file, reader.config)
+        self._reader, self._masks = reader, {}
+        file = reader.directory / MASKS
+        if file.is_file():
+            self._masks = masks_file.open_masks(file, reader.config)
 
     def weights(self, slot: Slot) -> Float[np.ndarray, "out in"]:
         """A matrix in float32."""
@@ -41,13 +40,8 @@ class Matrices:
         """
         if slot.name not in self._masks:
             return layout.nonzero(w_OI)
-        kept_OI = masks_file.read_bits(self._masks[slot.name], w_OI.shape)
-        if np.any(layout.nonzero(w_OI) & ~kept_OI):
-            raise InputError(
-                f"{self._file}: weights of {slot.name!r} are marked as pruned but are "
-                "not zero; the file belongs to other weights, delete or replace it"
-            )
-        return kept_OI
+        mask = self._masks[slot.name]
+        return masks_file.read_checked(mask, [(0, w_OI)], w_OI.shape)
 
     def pack_dense(self, kind: str, slot: Slot) -> Packed:
         """A whole table in a dense type, whose arrays are by panels of rows.

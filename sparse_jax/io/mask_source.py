@@ -13,7 +13,7 @@ from sparse_jax.io import layout, masks_file, names
 from sparse_jax.io.entries import layer_shapes
 from sparse_jax.io.safetensors_file import Entry
 from sparse_jax.models.config import LlamaConfig
-from sparse_jax.types import InputError, Masks
+from sparse_jax.types import Masks
 
 MASKS = "masks.safetensors"
 
@@ -103,18 +103,8 @@ class MaskSource:
             return kept
         if slot.name not in self._masks:
             return None
-        kept = masks_file.read_bits(self._masks[slot.name], weights.shape)
-        wrong = sum(
-            np.count_nonzero(layout.nonzero(rows) & ~kept[start : start + len(rows)])
-            for start, rows in weights.panels()
-        )
-        if wrong:
-            raise InputError(
-                f"{self._file}: {wrong} weights of {slot.name!r} are not zero but "
-                "marked as pruned; the file belongs to other weights, delete or "
-                "replace it"
-            )
-        return kept
+        mask = self._masks[slot.name]
+        return masks_file.read_checked(mask, weights.panels(), weights.shape)
 
     @functools.cached_property
     def _from_zeros(self) -> tuple[bool, str]:

@@ -176,6 +176,32 @@ def read_bits(entry: Entry, shape: tuple[int, ...]) -> np.ndarray:
     return bits.view(bool).reshape(shape)
 
 
+def read_checked(
+    entry: Entry, panels: Iterable[tuple[int, np.ndarray]], shape: tuple[int, ...]
+) -> np.ndarray:
+    """`read_bits`, compared with the weights.
+
+    Args:
+      entry: the mask.
+      panels: (first row, rows) of its weights, see `Entry.panels`.
+      shape: of the weights, [out, in].
+
+    Raises:
+      InputError: a weight that is marked as pruned is not zero.
+    """
+    kept = read_bits(entry, shape)
+    wrong = sum(
+        np.count_nonzero(layout.nonzero(rows) & ~kept[start : start + len(rows)])
+        for start, rows in panels
+    )
+    if wrong:
+        raise InputError(
+            f"{entry.file}: {wrong} weights of {entry.name!r} are not zero but marked "
+            "as pruned; the file belongs to other weights, delete or replace it"
+        )
+    return kept
+
+
 def _check(
     path: Path,
     name: str,

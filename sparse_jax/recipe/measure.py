@@ -1,6 +1,5 @@
 """What is measured of every model that a recipe makes."""
 
-import dataclasses
 from typing import Any
 
 from sparse_jax.data import Dataset
@@ -31,7 +30,7 @@ def heldout(
     domains = {}
     for domain in dataset.domains:
         ids, nbytes = dataset.heldout(domain)
-        numbers = evaluate(
+        result = evaluate(
             params,
             config,
             ids,
@@ -43,5 +42,5 @@ def heldout(
             split="heldout",
             tokenizer=dataset.tokenizer.fingerprint,
         )
-        domains[domain] = dataclasses.asdict(numbers)
+        domains[domain] = result.numbers()
     return domains

@@ -184,9 +184,9 @@ def _evaluate(
         if kept:
             before = kept[0]
         else:
-            before = to_dict(evaluate("before", reader, text))
+            before = evaluate("before", reader, text).numbers()
             write_line(log, {"key": text.key, "numbers": before})
-        after = to_dict(evaluate("after", _Pruned(reader, writer), text))
+        after = evaluate("after", _Pruned(reader, writer), text).numbers()
         names = ("loss", "perplexity", "bits_per_byte")
         sides = {
             side: {name: numbers[name] for name in names}
