@@ -7,6 +7,7 @@ from sparse_jax.recipe.config import (
     Pretrain,
     Prune,
     Recipe,
+    ReportConfig,
     Stage,
 )
 from sparse_jax.recipe.prune_job import PruneJob
@@ -21,6 +22,7 @@ __all__ = [
     "Prune",
     "PruneJob",
     "Recipe",
+    "ReportConfig",
     "Stage",
     "run",
     "run_prune",

@@ -110,6 +110,21 @@ Stage = Init | Pretrain | Prune | OneShot | Export
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """What the report adds to the measurements.
+
+    Attributes:
+      machine: name in `sparse_jax.dataflow`; simulates what the final model's masks
+        would gain there. None = no simulation.
+      scale_to: size in `sparse_jax.models.sizes` to simulate as well, with masks drawn
+        at the final model's sparsity; None = none.
+    """
+
+    machine: str | None = None
+    scale_to: str | None = "llama2_7b"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A whole run.
 
@@ -128,6 +143,7 @@ class Recipe:
       train: settings shared by the pretrain stages.
       prune: settings shared by the prune and one_shot stages.
       evaluate: every model is evaluated on all held-out text.
+      report: what the report adds; no stage depends on it.
     """
 
     name: str
@@ -143,6 +159,7 @@ class Recipe:
     train: TrainConfig = TrainConfig()
     prune: PruneConfig = PruneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    report: ReportConfig = ReportConfig()
 
     def __post_init__(self):
         if sorted(self.order) != sorted(self.stages):

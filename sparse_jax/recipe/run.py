@@ -17,6 +17,7 @@ from sparse_jax.files import read_json
 from sparse_jax.prune import PruneConfig
 from sparse_jax.recipe import workdir
 from sparse_jax.recipe.config import Init, OneShot, Pretrain, Prune, Recipe, Stage
+from sparse_jax.recipe.simulate import check_report, simulations
 from sparse_jax.recipe.stages import RESULT, Context, Result, run_stage
 from sparse_jax.report import summary, write_report
 from sparse_jax.schema import to_dict
@@ -96,6 +97,7 @@ def check(recipe: Recipe, devices: jax.sharding.Mesh) -> None:
             _check_stage(recipe, stage, _root_model(recipe, name))
         except InputError as error:
             raise InputError(f"stages.{name}: {error}") from error
+    check_report(recipe, _root_model(recipe, recipe.final))
 
 
 def _check_stage(recipe: Recipe, stage: Stage, model: models.LlamaConfig) -> None:
@@ -222,6 +224,7 @@ def _report(
         "layers": {
             name: result["layers"] for name, result in rows.items() if result["layers"]
         },
+        "dataflow": simulations(recipe, directory),
     }
     return write_report(report, histories, directory)
 

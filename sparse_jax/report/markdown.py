@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sparse_jax.report.dataflow_tables import headline as headline_on_machine
+from sparse_jax.report.dataflow_tables import speedup_table
 from sparse_jax.report.text import (
     MISSING,
     Number,
@@ -29,6 +31,7 @@ def markdown(report: Report, plots: Mapping[str, str]) -> str:
         _quality(report.get("models", [])),
         _cost(report.get("models", [])),
         _one_shot(report),
+        _dataflow(report.get("dataflow", [])),
         images(plots),
         _what_was_run(report),
         _definitions(report),
@@ -36,8 +39,15 @@ def markdown(report: Report, plots: Mapping[str, str]) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, words: bool = False
+) -> str:
     """A Markdown table: the first column to the left, the others to the right.
+
+    Args:
+      header: titles of the columns.
+      rows: their cells.
+      words: all columns to the left, for cells that are sentences.
 
     Example:
       >>> print(table(["model", "loss"], [["dense", "2.1"]]))
@@ -45,7 +55,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
       | :-- | --: |
       | dense | 2.1 |
     """
-    rule = [":--", *["--:"] * (len(header) - 1)]
+    rule = [":--", *[":--" if words else "--:"] * (len(header) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *rows))
 
 
@@ -133,6 +143,20 @@ def _one_shot(report: Report) -> str:
 def _cell(loss: Number | None, best: Number | None) -> str:
     text = number(loss)
     return f"**{text}**" if loss is not None and loss == best else text
+
+
+def _dataflow(simulations: Sequence[Report]) -> str:
+    """What the sparsity would gain on a machine that skips zeros."""
+    if not simulations:
+        return ""
+    parts = ["## On a machine that streams weights and skips zeros"]
+    for numbers in simulations:
+        parts += [headline_on_machine(numbers), table(*speedup_table(numbers))]
+    parts.append(
+        "Simulated, see docs/dataflow.md; the ranges are those of the machine's "
+        "uncertain constants, all at once. launch/simulate.py says where the time goes."
+    )
+    return "\n\n".join(parts)
 
 
 def images(plots: Mapping[str, str]) -> str:

@@ -33,7 +33,8 @@ def write_report(
           (added where it is missing), seconds, tokens_per_second,
           training_flops_dense_equivalent, training_flops_nonzero;
         one_shot: rows of method, sparsity, domains;
-        layers: {model name: rows of path, layer, sparsity}.
+        layers: {model name: rows of path, layer, sparsity};
+        dataflow: of `sparse_jax.dataflow.sweep`, with the name of the `model`.
       histories: rows of `train.metrics` by stage, `tokens` cumulative; those whose name
         begins with `dense_control` are the control's.
       directory: where the files go; made if it is missing.
