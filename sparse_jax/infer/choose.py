@@ -1,38 +1,59 @@
 """Which storage type a matrix gets: the fastest that holds its zeros and its dtype.
 
-What decides is where the zeros are, counted over the 16 consecutive inputs that every
-storage type works in:
+The time of a product is a straight line in the bits that a type takes for the matrix;
+measured lines and the places of the zeros, counted over the 16 consecutive inputs that
+every storage type works in, decide. As a rule:
 
     few zeros          dense
     balanced           n16: nearly the same number N kept of every 16
     whole groups       group_int4, where int4 is asked for
     anything else      bitmask (float32, bfloat16), ell (int8), dense (int4)
 
-An N:16 type stores N weights of every 16, kept or not, so it does not pay for unequal
-ones; a bitmask costs one bit per weight, and time to expand it. 2:4 and 4:8 patterns
-are balanced: 8:16.
+2:4 and 4:8 patterns are balanced: 8:16. An N:16 type stores N weights of every 16, kept
+or not; it is considered only where nearly all of them are kept.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool
 
+from sparse_jax.kernels import find_format
 from sparse_jax.types import InputError
 
 GROUP = 16
 
-# The types for zeros that lie anywhere.
-_SCATTERED = {
-    "float32": "bitmask_float32",
-    "bfloat16": "bitmask_bfloat16",
-    "int8": "ell_int8",
-    "int4": "dense_int4",
-}
 # Share of the slots of an N:16 or group type that must be kept weights.
 _FULL = 0.9
-# Below this sparsity dense is faster than scattered, and hardly larger.
-_SPARSE = {"float32": 0.2, "bfloat16": 0.3, "int8": 0.4, "int4": 0.2}
+
+# Time of a matrix-vector product, dense_float32 = 1: (that of 0 bits, of each bit per
+# weight). Straight lines through what this gave, at most 10 % off, on one core with
+# AVX2, where zeros pay least:
+#   SPARSE_JAX_ISA=avx2 python benchmarks/cpu_kernels.py --threads=1 --peers= \
+#       --sizes=4096x4096 --sparsities=0.0625,0.1875,0.3125,0.5,0.6875,0.8125
+# With AVX-512 the same types win but for bitmask_bfloat16, which there pays from 30 %
+# zeros on instead of 40 %.
+_TIMES = {
+    "dense_float32": (0.0, 1.0 / 32),
+    "dense_bfloat16": (0.0, 0.60 / 16),
+    "dense_int8": (0.0, 0.285 / 8),
+    "dense_int4": (0.0, 0.168 / 4.125),
+    "bitmask_float32": (0.352, 0.0240),
+    "bitmask_bfloat16": (0.384, 0.0205),
+    "ell_int8": (0.017, 0.0359),
+    "n16_float32": (0.019, 0.0345),
+    "n16_bfloat16": (0.019, 0.0332),
+    "n16_int8": (0.006, 0.0327),
+    "n16_int4": (0.021, 0.0310),
+    "group_int4": (0.012, 0.0385),
+}
+_LARGE = 4096, 4096
+# Times that differ by less are equal: the smaller type is chosen.
+_EQUAL = 1.03
+# Bits of ell_int8 by its definition: of a slot, and of a weight in the tail, of which
+# five in eight places are taken.
+_SLOT_BITS, _TAIL_BITS = 12, 26
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,16 +62,17 @@ class Zeros:
 
     Attributes:
       shape: (out, in).
-      kept: weights that are kept.
-      most: the largest number kept of 16 consecutive inputs; 16 where 16 does not
-        divide the inputs.
-      groups: 16 consecutive inputs of which any is kept.
+      counts: how many runs of 16 consecutive inputs keep 0, 1, ... 16 weights; the last
+        run of a row may be short.
     """
 
     shape: tuple[int, int]
-    kept: int
-    most: int
-    groups: int
+    counts: tuple[int, ...]
+
+    @property
+    def kept(self) -> int:
+        """Weights that are kept."""
+        return sum(number * count for number, count in enumerate(self.counts))
 
     @property
     def sparsity(self) -> float:
@@ -58,9 +80,21 @@ class Zeros:
         return 1.0 - self.kept / (self.shape[0] * self.shape[1])
 
     @property
+    def most(self) -> int:
+        """The largest number kept of 16; 16 where 16 does not divide the inputs."""
+        if self.shape[1] % GROUP:
+            return GROUP
+        return max(number for number, count in enumerate(self.counts) if count)
+
+    @property
+    def groups(self) -> int:
+        """Runs of 16 consecutive inputs of which any is kept."""
+        return sum(self.counts[1:])
+
+    @property
     def balanced(self) -> bool:
         """Whether nearly all of 16 inputs keep the same number, less than 16."""
-        slots = max(1, self.most) * self.shape[0] * self.shape[1] // GROUP
+        slots = max(1, self.most) * sum(self.counts)
         return self.most < GROUP and self.kept >= _FULL * slots
 
     @property
@@ -76,17 +110,14 @@ def count_zeros(kept_OI: Bool[np.ndarray, "out in"]) -> Zeros:
       kept_OI: True = kept.
 
     Example:
-      >>> count_zeros(np.tile([True, False], (2, 16)))
-      Zeros(shape=(2, 32), kept=32, most=8, groups=4)
+      >>> zeros = count_zeros(np.tile([True, False], (2, 16)))
+      >>> zeros.counts[8], zeros.most, zeros.balanced
+      (4, 8, True)
     """
-    n_out, n_in = kept_OI.shape
-    bits = np.packbits(kept_OI, axis=-1)
-    kept = int(np.bitwise_count(bits).sum(dtype=np.int64))
-    most, groups = GROUP, n_out * -(-n_in // GROUP)
-    if n_in % GROUP == 0:
-        counts = np.bitwise_count(bits.view(np.uint16))
-        most, groups = int(counts.max()), int(np.count_nonzero(counts))
-    return Zeros(shape=(n_out, n_in), kept=kept, most=most, groups=groups)
+    bits = np.packbits(np.ascontiguousarray(kept_OI), axis=1)
+    bits = np.pad(bits, ((0, 0), (0, bits.shape[1] % 2)))
+    counts = np.bincount(np.bitwise_count(bits.view(np.uint16)).ravel(), minlength=17)
+    return Zeros(shape=kept_OI.shape, counts=tuple(counts.tolist()))
 
 
 def choose(zeros: Zeros, dtype: str) -> str:
@@ -94,19 +125,56 @@ def choose(zeros: Zeros, dtype: str) -> str:
 
     Args:
       zeros: see `count_zeros`.
-      dtype: of the stored weights: float32, bfloat16, int8 or int4.
+      dtype: of the stored weights: float32, bfloat16, int8 or int4. ell_int8 stands in
+        for int4 where it is faster than dense_int4, at four more bits per kept weight.
 
     Example:
       >>> choose(count_zeros(np.tile([True, False], (2, 16))), "bfloat16")
       'n16_bfloat16'
     """
+    return fastest(zeros, holders(zeros, dtype))
+
+
+def fastest(zeros: Zeros, kinds: Sequence[str]) -> str:
+    """The fastest of some types for a matrix; the smaller of two that are as fast."""
+    bits = {kind: _bits(kind, zeros) for kind in kinds}
+    times = {kind: _TIMES[kind][0] + _TIMES[kind][1] * bits[kind] for kind in kinds}
+    least = _EQUAL * min(times.values())
+    return min((kind for kind in kinds if times[kind] <= least), key=bits.__getitem__)
+
+
+def holders(zeros: Zeros, dtype: str) -> list[str]:
+    """The types that hold weights of a dtype, and for whose pattern the zeros are."""
+    found = [f"dense_{dtype}"]
+    found.append("ell_int8" if dtype.startswith("int") else f"bitmask_{dtype}")
     if zeros.balanced:
-        return f"n16_{dtype}"
-    if zeros.sparsity < _SPARSE[dtype]:
-        return f"dense_{dtype}"
+        found.append(f"n16_{dtype}")
     if dtype == "int4" and zeros.whole_groups:
-        return "group_int4"
-    return _SCATTERED[dtype]
+        found.append("group_int4")
+    return found
+
+
+def _bits(kind: str, zeros: Zeros) -> float:
+    """Bits per weight that a type takes for a large matrix with such zeros."""
+    density = 1.0 - zeros.sparsity
+    if kind == "ell_int8":
+        return _ell_bits(zeros)
+    if kind.startswith("n16_"):
+        density = max(1, zeros.most) / GROUP
+    elif kind.startswith("group_"):
+        density = zeros.groups / sum(zeros.counts)
+    return find_format(kind).expected_bits(*_LARGE, density)
+
+
+def _ell_bits(zeros: Zeros) -> float:
+    """With the number of slots per 16 inputs that takes least, see `ell_int8`."""
+
+    def bits(slots: int) -> float:
+        beyond = enumerate(zeros.counts[slots:])
+        tail = sum(number * count for number, count in beyond) / sum(zeros.counts)
+        return (_SLOT_BITS * slots + _TAIL_BITS * tail) / GROUP
+
+    return min(map(bits, range(1, GROUP + 1)))
 
 
 def check_balanced(

@@ -1,9 +1,10 @@
 """The matrices of a checkpoint and their masks, one at a time, [out, in] as stored."""
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float32, Int8, Shaped
 
 from sparse_jax.io import BlockReader, layout, masks_file
+from sparse_jax.io.compressed_tensors import QuantizedEntry
 from sparse_jax.io.mask_source import MASKS
 from sparse_jax.io.names import Slot
 from sparse_jax.kernels import PANEL, Packed, pack
@@ -30,10 +31,30 @@ class Matrices:
             w_OI[start : start + len(rows)] = rows
         return w_OI
 
+    def codes(
+        self, slot: Slot
+    ) -> tuple[Int8[np.ndarray, "out in"], Float32[np.ndarray, "out scales"], int]:
+        """The codes and scales of a quantised matrix, and the inputs of a scale.
+
+        The last is 0 where a scale is for a whole row, see `kernels.pack_codes`.
+        """
+        entry = self._reader.entries[slot.name]
+        assert isinstance(entry, QuantizedEntry), slot.name
+        codes_OI = np.empty(entry.shape, np.int8)
+        for start in range(0, len(codes_OI), entry.panel_rows):
+            stop = min(start + entry.panel_rows, len(codes_OI))
+            codes_OI[start:stop] = entry.codes(start, stop)
+        scales_OS = entry.row_scales(0, len(codes_OI))
+        return codes_OI, scales_OS, entry.scheme.group
+
     def kept(
-        self, slot: Slot, w_OI: Float[np.ndarray, "out in"]
+        self, slot: Slot, w_OI: Shaped[np.ndarray, "out in"]
     ) -> Bool[np.ndarray, "out in"]:
         """The mask of a matrix, True = kept: from its file, else what is not zero.
+
+        Args:
+          slot: which matrix.
+          w_OI: its weights, or its codes.
 
         Raises:
           InputError: a weight that is marked as pruned is not zero.

@@ -1,7 +1,8 @@
 """A checkpoint packed into one file, one tensor in memory at a time.
 
 matrices            the storage type that suits their zeros, see `choose`, or the
-                    one that was asked for
+                    one that was asked for; codes and scales of quantised ones as
+                    they are
 embedding           as it is in the checkpoint: rows are looked up, not multiplied
 head                dense; of a tied model it is the embedding, too, stored once
 norms and biases    as they are
@@ -17,15 +18,30 @@ from typing import Any
 
 import numpy as np
 
-from sparse_jax.infer.choose import GROUP, Zeros, check_balanced, choose, count_zeros
+from sparse_jax.infer.choose import (
+    GROUP,
+    Zeros,
+    check_balanced,
+    choose,
+    count_zeros,
+    fastest,
+    holders,
+)
 from sparse_jax.infer.matrices import Matrices
 from sparse_jax.infer.pack_report import Row, add_totals
 from sparse_jax.io import BlockReader, PackedWriter, export, names, write_packed
+from sparse_jax.io.compressed_tensors import QuantizedEntry
 from sparse_jax.io.entries import leaf_shapes
 from sparse_jax.io.names import Slot
 from sparse_jax.io.packed_file import EMBEDDING, HEAD
-from sparse_jax.io.safetensors_file import DTYPES
-from sparse_jax.kernels import FORMATS, Packed, find_format, pack
+from sparse_jax.kernels import (
+    FORMATS,
+    Packed,
+    find_format,
+    holds_codes,
+    pack,
+    pack_codes,
+)
 from sparse_jax.types import InputError
 
 AUTO = "auto"
@@ -46,7 +62,8 @@ class PackConfig:
     Attributes:
       format: storage type of all matrices that it can hold; auto = what suits each.
       dtype: of the stored weights, float32, bfloat16, int8 or int4; None = one that
-        holds the checkpoint's exactly. A format that is named has its own.
+        holds the checkpoint's exactly. A format that is named has its own. Codes of a
+        quantised checkpoint are never rounded to other codes.
       head: storage type of the output projection, a dense one; auto = dense_float32 or
         dense_bfloat16, exact for the checkpoint, or for bfloat16 where `dtype` is that.
     """
@@ -102,18 +119,22 @@ def pack_checkpoint(
 
     Raises:
       InputError: the file exists, the disk is full, or a format that was named cannot
-        hold the pattern of a matrix.
+        hold the pattern of a matrix, or its codes exactly.
     """
     files = reader.tokenizer.files if reader.tokenizer else {}
     slots = names.slots(leaf_shapes(reader.config), range(reader.config.n_layers))
-    with write_packed(path, reader.config, reader.dtype, files) as writer:
+    with write_packed(path, reader.config, reader.unquantized_dtype, files) as writer:
         packer = _Packer(reader, config, writer)
         for done, slot in enumerate(slots, 1):
             packer.add(slot)
             if progress is not None:
                 progress(done, len(slots))
-    settings = dataclasses.asdict(config) | {"dtype": config.dtype_for(reader.dtype)}
-    about = {"model": reader.source, "checkpoint_dtype": reader.dtype, **settings}
+    found = ", ".join(dict.fromkeys([*reader.quantized, reader.unquantized_dtype]))
+    dtype = config.dtype_for(reader.unquantized_dtype)
+    settings = dataclasses.asdict(config) | {"dtype": dtype}
+    if reader.quantized and config.format == AUTO and config.dtype is None:
+        settings["dtype"] = found
+    about = {"model": reader.source, "checkpoint_dtype": found, **settings}
     carried = sum(len(content) for content in files.values())
     return about | add_totals(packer.rows, carried, Path(path).stat().st_size)
 
@@ -125,9 +146,11 @@ class _Packer:
         self.rows: list[Row] = []
         self._reader, self._config, self._writer = reader, config, writer
         self._matrices = Matrices(reader)
-        self._dtype = config.dtype_for(reader.dtype)
+        self._dtype = config.dtype_for(reader.unquantized_dtype)
+        self._as_is = config.format == AUTO and config.dtype is None
         # Tables are rounded only where bfloat16 is asked for.
-        self._table = "bfloat16" if self._dtype == "bfloat16" else reader.dtype
+        rounded = self._dtype == "bfloat16"
+        self._table = "bfloat16" if rounded else reader.unquantized_dtype
         exact = f"dense_{_EXACT[self._table]}"
         self._head = exact if config.head == AUTO else config.head
         # A tied table lies in the file once, unless that would round the embedding.
@@ -150,22 +173,49 @@ class _Packer:
             self._add_array(slot, "norms and biases")
 
     def _add_matrix(self, slot: Slot) -> None:
+        quantized = isinstance(self._reader.entries[slot.name], QuantizedEntry)
+        with _name_tensor(slot.name):
+            if quantized and (self._as_is or self._dtype.startswith("int")):
+                self._add_codes(slot)
+            else:
+                self._add_weights(slot)
+
+    def _add_weights(self, slot: Slot) -> None:
         w_OI = self._matrices.weights(slot)
         kept_OI = self._matrices.kept(slot, w_OI)
         zeros = count_zeros(kept_OI)
-        kind, note = self._choose(zeros)
-        if kind.startswith("group_") and zeros.whole_groups:
-            kept_OI = _whole_groups(kept_OI)
-        with _name_tensor(slot.name):
-            if kind.startswith("n16_"):
-                check_balanced(kind, kept_OI, zeros)
-            leaf = pack(kind, w_OI, kept_OI)
+        kind, note = self._choose(zeros, choose(zeros, self._dtype))
+        leaf = pack(kind, w_OI, _suited(kind, kept_OI, zeros))
         self._writer.add(slot.name, leaf)
         self._account(slot, "packed matrices", leaf, note, zeros.sparsity)
 
-    def _choose(self, zeros: Zeros) -> tuple[str, str]:
+    def _add_codes(self, slot: Slot) -> None:
+        codes_OI, scales_OS, width = self._matrices.codes(slot)
+        kept_OI = self._matrices.kept(slot, codes_OI)
+        zeros = count_zeros(kept_OI)
+        given = (codes_OI, scales_OS, width)
+        wanted = ("int8", "int4") if self._as_is else (self._dtype,)
+        kinds = [kind for dtype in wanted for kind in holders(zeros, dtype)]
+        kinds = [kind for kind in kinds if find_format(kind).dtype in wanted]
+        reasons = {kind: holds_codes(kind, *given) for kind in kinds}
+        exact = [kind for kind, reason in reasons.items() if reason is None]
+        kind, note = self._config.format, ""
+        if exact:
+            kind, note = self._choose(zeros, fastest(zeros, exact))
+        elif kind == AUTO:
+            kind = f"dense_{wanted[-1]}"
+            raise InputError(
+                f"its codes cannot be taken over as they are: {kind} {reasons[kind]}; "
+                "ask for float32, which holds code * scale"
+            )
+        kept_OI = _suited(kind, kept_OI, zeros)
+        leaf = pack_codes(kind, codes_OI, scales_OS, kept_OI, width=width)
+        self._writer.add(slot.name, leaf)
+        note = "; ".join(filter(None, ["codes taken over", note]))
+        self._account(slot, "packed matrices", leaf, note, zeros.sparsity)
+
+    def _choose(self, zeros: Zeros, suited: str) -> tuple[str, str]:
         """The storage type of a matrix and, where it is not the usual one, why."""
-        suited = choose(zeros, self._dtype)
         asked, n_in = self._config.format, zeros.shape[1]
         if asked == AUTO:
             odd = n_in % GROUP and not suited.startswith("dense_")
@@ -206,7 +256,7 @@ class _Packer:
             "shape": list(entry.shape),
             "sparsity": sparsity,
             "bits_per_weight": 8 * stored.nbytes / size,
-            "bytes_before": size * DTYPES[entry.dtype].itemsize,
+            "bytes_before": entry.nbytes,
             "bytes_after": stored.nbytes,
             "note": note,
         }
@@ -230,7 +280,14 @@ def _name_tensor(name: str) -> Iterator[None]:
         raise InputError(f"tensor {name!r}: {error}") from error
 
 
-def _whole_groups(kept_OI: np.ndarray) -> np.ndarray:
-    """Keeps all of a group of which any is kept: a weight may be zero by chance."""
+def _suited(kind: str, kept_OI: np.ndarray, zeros: Zeros) -> np.ndarray:
+    """The mask as a type wants it; raises InputError where it is for another type.
+
+    Of a group of which any weight is kept, all are: a weight may be zero by chance.
+    """
+    if kind.startswith("n16_"):
+        check_balanced(kind, kept_OI, zeros)
+    if not (kind.startswith("group_") and zeros.whole_groups):
+        return kept_OI
     groups = kept_OI.reshape(len(kept_OI), -1, GROUP)
     return np.repeat(groups.any(-1), GROUP, axis=1)

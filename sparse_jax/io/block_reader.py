@@ -1,6 +1,7 @@
 """A model on disk of which one block is in memory at a time."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -9,6 +10,7 @@ from jaxtyping import Float, Int
 
 from sparse_jax.data.tokenizer import Tokenizer
 from sparse_jax.io import huggingface, names
+from sparse_jax.io.compressed_tensors import QuantizedEntry
 from sparse_jax.io.config_json import load_config
 from sparse_jax.io.entries import leaf_shapes, open_entries
 from sparse_jax.io.export import CODES
@@ -47,7 +49,10 @@ class BlockReader:
       directory: the Hugging Face directory.
       config: architecture.
       entries: tensor name -> where it lies.
-      dtype: stored dtype; of different ones, one that holds them all.
+      dtype: stored dtype; of different ones, one that holds them all. Quantised
+        matrices count as float32, which holds code * scale.
+      quantized: the dtypes of the codes of quantised matrices, "int4" or "int8".
+      unquantized_dtype: as `dtype`, of the other tensors.
     """
 
     def __init__(self, directory: Path, words: str):
@@ -63,7 +68,12 @@ class BlockReader:
         self.directory = directory
         self.config = load_config(directory)
         self.entries = open_entries(directory, self.config)
-        self.dtype = _widest(self.entries)
+        self.dtype = _widest([*self.entries.values()])
+        codes, others = [], []
+        for entry in self.entries.values():
+            (codes if isinstance(entry, QuantizedEntry) else others).append(entry)
+        self.quantized = tuple(sorted({f"int{entry.scheme.bits}" for entry in codes}))
+        self.unquantized_dtype = _widest(others)
         self._shapes = leaf_shapes(self.config)
         self._words = words
         self._masks = MaskSource(directory, self.config, self.entries)
@@ -161,8 +171,8 @@ class BlockReader:
                 )
 
 
-def _widest(entries: dict[str, Entry]) -> str:
-    found = {entry.dtype for entry in entries.values()}
+def _widest(entries: Sequence[Entry]) -> str:
+    found = {entry.dtype for entry in entries}
     for dtype, code in CODES.items():
         if found == {code}:
             return dtype

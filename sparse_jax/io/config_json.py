@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sparse_jax.io import compressed_tensors
 from sparse_jax.models.config import LlamaConfig, RopeConfig
 from sparse_jax.types import InputError
 
@@ -155,11 +156,7 @@ def _check_supported(values: dict[str, Any], where: str) -> None:
         raise InputError(
             f"{where}: hidden_act {activation!r} is not supported; only 'silu' is"
         )
-    if values.get("quantization_config"):
-        raise InputError(
-            f"{where}: quantization_config is set: quantized checkpoints are not "
-            "supported; export the model in float32, float16 or bfloat16"
-        )
+    compressed_tensors.schemes(values, where)  # checks them
 
 
 def _rope(values: dict[str, Any], max_seq_len: int, where: str) -> RopeConfig:

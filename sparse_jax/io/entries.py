@@ -7,7 +7,8 @@ from types import MappingProxyType
 
 import numpy as np
 
-from sparse_jax.io import names, safetensors_file
+from sparse_jax.io import compressed_tensors, names, safetensors_file
+from sparse_jax.io.compressed_tensors import Scheme, take_quantized
 from sparse_jax.io.config_json import read_json
 from sparse_jax.io.safetensors_file import FLOATS, Entry
 from sparse_jax.models.config import LlamaConfig
@@ -33,7 +34,10 @@ def open_entries(directory: Path, config: LlamaConfig) -> dict[str, Entry]:
       InputError: a missing, truncated, unexpected or wrong-shaped tensor, or no
         safetensors at all.
     """
-    return _check(_find(directory), leaf_shapes(config), config, directory)
+    file = directory / "config.json"
+    values = read_json(file) if file.is_file() else {}
+    schemes = compressed_tensors.schemes(values, str(file))
+    return _check(_find(directory), schemes, config, directory)
 
 
 @functools.cache  # a trace of the model: too slow to repeat for every block
@@ -86,16 +90,21 @@ def _no_weights(directory: Path) -> str:
 
 def _check(
     entries: dict[str, Entry],
-    leaves: Shapes,
+    schemes: tuple[Scheme, ...],
     config: LlamaConfig,
     directory: Path,
 ) -> dict[str, Entry]:
     """The model's tensors: each is there in the right shape, and nothing else."""
     expected, unexpected = {}, dict(entries)
-    for path, leaf_shape in leaves.items():
+    for path, leaf_shape in leaf_shapes(config).items():
         for slot in names.slots([path], range(config.n_layers)):
-            entry = unexpected.pop(slot.name, None)
             shape = names.slot_shape(slot, leaf_shape)
+            if schemes and slot.transposed:
+                quantized = take_quantized(unexpected, slot.name, shape, schemes)
+                if quantized is not None:
+                    expected[slot.name] = quantized
+                    continue
+            entry = unexpected.pop(slot.name, None)
             if entry is None:
                 raise InputError(
                     f"{directory}: tensor {slot.name!r} of shape {list(shape)} is "

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 MAGIC = b"SJPACKED"
-VERSION = 1
+VERSION = 2
 PAGE = 4096  # bytes before the first array
 ALIGNMENT = 64  # of every array: a cache line, and what JAX takes over without a copy
 

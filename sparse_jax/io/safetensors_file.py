@@ -82,6 +82,11 @@ class Entry:
             yield start, self.rows(start, min(start + step, n_rows))
 
     @property
+    def nbytes(self) -> int:
+        """Bytes that the tensor takes in the file."""
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+    @property
     def panel_rows(self) -> int:
         """How many rows make a few megabytes."""
         return max(1, _PANEL // max(1, self._row_bytes))
@@ -230,7 +235,7 @@ def _check_layout(path: Path, entries: dict[str, Entry], start: int, size: int) 
     for entry in sorted(entries.values(), key=lambda entry: entry.offset):
         if entry.offset != end:
             raise _damaged(path, f"tensor {entry.name!r} at byte {entry.offset}")
-        end += math.prod(entry.shape) * DTYPES[entry.dtype].itemsize
+        end += entry.nbytes
     if end != size:
         raise InputError(
             f"{path}: truncated or damaged: the header describes {end} bytes, found "

@@ -1,5 +1,6 @@
 """Matrices in storage formats, and kernels that multiply by them directly."""
 
+from sparse_jax.kernels.codes import holds_codes, pack_codes
 from sparse_jax.kernels.dot import IMPLEMENTATIONS, dot
 from sparse_jax.kernels.format import PANEL, Format
 from sparse_jax.kernels.group.build import from_codes, pack_groups
@@ -15,6 +16,8 @@ __all__ = [
     "dot",
     "find_format",
     "from_codes",
+    "holds_codes",
     "pack",
+    "pack_codes",
     "pack_groups",
 ]

@@ -13,6 +13,9 @@ from sparse_jax.types import InputError
 PANEL = 16
 """Outputs of one panel, inputs of one input panel: the unit of contextual selection."""
 
+MAX_INT8_INPUTS = 1 << 17
+"""A row's products of int8 codes, at most 128 * 127 each, are added up in int32."""
+
 Arrays = dict[str, Any]
 """The arrays of one leaf by name, numpy or JAX."""
 
@@ -36,6 +39,7 @@ class Format:
       lossless: whether unpacking gives back weights of that dtype bit for bit.
       summary: one line for tables.
       input_multiple: `in` must be a multiple of it.
+      max_inputs: the largest `in`.
       pack: (w_OI float32, mask_OI bool) -> arrays; True = kept. Gets what `plan` said
         as keywords.
       unpack: (arrays, (out, in)) -> w_OI float32.
@@ -61,6 +65,7 @@ class Format:
     plan: Callable[[np.ndarray], dict[str, Any]] = lambda mask_OI: {}
     panel_wise: bool = False
     input_multiple: int = 1
+    max_inputs: int = 1 << 28
 
     def check_shape(self, shape: tuple[int, int]) -> None:
         """Raises InputError unless the type can hold a matrix of this shape."""
@@ -72,6 +77,12 @@ class Format:
             raise InputError(
                 f"{self.name}: the inputs must be a multiple of {self.input_multiple}, "
                 f"found {shape[1]}; choose another format for this matrix"
+            )
+        if shape[1] > self.max_inputs:
+            raise InputError(
+                f"{self.name}: expected at most {self.max_inputs} inputs, whose "
+                f"products int32 holds, found {shape[1]}; choose another format for "
+                "this matrix"
             )
 
 

@@ -13,9 +13,9 @@ import pytest
 from sparse_jax import io, models
 from sparse_jax.evaluate import evaluate, evaluate_blocks
 from sparse_jax.infer import PackConfig, pack_checkpoint, pack_table
-from sparse_jax.infer.choose import choose, count_zeros
+from sparse_jax.infer.choose import _bits, choose, count_zeros
 from sparse_jax.io.names import LINEAR_KERNELS
-from sparse_jax.kernels import FORMATS, Packed
+from sparse_jax.kernels import FORMATS, Packed, pack
 from sparse_jax.models import LlamaConfig
 from sparse_jax.tree import from_paths, leaf_paths
 from sparse_jax.types import InputError
@@ -26,7 +26,7 @@ CONFIG = LlamaConfig(
 DOWN = "layers/mlp/down/kernel"
 
 
-def mask_of(pattern: str, shape=(48, 64)) -> np.ndarray:
+def mask_of(pattern: str, shape=(48, 256)) -> np.ndarray:
     """A random mask [out, in]: "n:m", "group:SIZE", half of them, or a sparsity."""
     rng, (n_out, n_in) = np.random.default_rng(0), shape
     kind, _, size = pattern.partition(":")
@@ -47,8 +47,8 @@ def mask_of(pattern: str, shape=(48, 64)) -> np.ndarray:
         ("5:16", "n16", "n16", "n16"),
         ("4:8", "n16", "n16", "n16"),
         ("2:4", "n16", "n16", "n16"),
-        ("group:16", "bitmask", "ell", "group"),
-        ("group:8", "bitmask", "ell", "dense"),
+        ("group:16", "bitmask", "dense", "group"),
+        ("group:8", "bitmask", "dense", "dense"),
     ],
 )
 def test_the_type_that_suits_a_pattern(pattern, floats, int8, int4):
@@ -58,17 +58,48 @@ def test_the_type_that_suits_a_pattern(pattern, floats, int8, int4):
     assert found == kinds
 
 
+def test_n16_types_larger_than_dense_are_not_chosen():
+    zeros = count_zeros(mask_of("12:16"))
+    assert zeros.balanced
+    found = {dtype: choose(zeros, dtype) for dtype in ("bfloat16", "int8", "int4")}
+    assert found == {
+        "bfloat16": "n16_bfloat16",
+        "int8": "dense_int8",
+        "int4": "dense_int4",
+    }
+
+
+def test_where_int8_is_faster_than_int4():
+    assert choose(count_zeros(mask_of("0.85", (64, 256))), "int4") == "ell_int8"
+    assert choose(count_zeros(mask_of("0.6", (64, 256))), "int4") == "dense_int4"
+    # Whole groups make ell_int8 large.
+    groups = count_zeros(mask_of("group:16", (64, 256)))
+    assert choose(groups, "int4") == "group_int4"
+
+
+@pytest.mark.parametrize("pattern", ["0.2", "0.5", "0.8", "8:16", "group:8"])
+def test_what_ell_takes_is_foreseen(pattern):
+    kept = mask_of(pattern, (128, 4096))
+    found = pack("ell_int8", np.ones(kept.shape, np.float32), kept).bits_per_weight
+    assert _bits("ell_int8", count_zeros(kept)) == pytest.approx(found, rel=0.04)
+
+
+def test_zeros_of_rows_that_end_inside_a_group():
+    zeros = count_zeros(np.ones((3, 36), bool))
+    assert zeros.kept == 3 * 36 and zeros.groups == 9 and zeros.sparsity == 0
+
+
 def test_few_zeros_by_chance_change_nothing():
     kept = mask_of("5:16").copy()
     kept[tuple(np.argwhere(kept)[::50].T)] = False
     assert choose(count_zeros(kept), "int8") == "n16_int8"
-    one_more = mask_of("5:16") | (np.arange(64) == 3)
+    one_more = mask_of("5:16") | (np.arange(256) == 3)
     assert count_zeros(one_more).most == 6
-    nothing = count_zeros(np.zeros((4, 32), bool))
+    nothing = count_zeros(np.zeros((4, 4096), bool))
     assert choose(nothing, "bfloat16") == "bitmask_bfloat16"
     assert choose(nothing, "int4") == "group_int4"
     # 172 is not a multiple of 16.
-    kept = mask_of("2:4", (8, 172))
+    kept = mask_of("2:4", (48, 172))
     assert count_zeros(kept).most == 16
     assert choose(count_zeros(kept), "int4") == "dense_int4"
     assert choose(count_zeros(kept), "float32") == "bitmask_float32"

@@ -139,7 +139,10 @@ def test_the_first_of_several_eos_tokens_is_taken():
         ({"max_position_embeddings": 0}, "max_seq_len"),
         ({"hidden_size": None}, "'hidden_size' must be int, found None"),
         ({"tie_word_embeddings": 1}, "'tie_word_embeddings' must be bool"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantized"),
+        (
+            {"quantization_config": {"quant_method": "gptq"}},
+            "quant_method 'gptq' is not",
+        ),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(changes, message):

@@ -67,7 +67,7 @@ def test_the_bytes_of_the_smallest_file():
     index += struct.pack("<QQI", 4096, 4, zlib.crc32(b"\1\0\2\0"))
     fields = struct.pack("<QQQII", 4160 + len(index), 4160, len(index), 0, 1)
     fields = fields[:24] + struct.pack("<I", zlib.crc32(index)) + fields[28:]
-    page = (b"SJPACKED" + struct.pack("<II", 1, 0) + fields).ljust(4096, b"\0")
+    page = (b"SJPACKED" + struct.pack("<II", 2, 0) + fields).ljust(4096, b"\0")
     page = page[:12] + struct.pack("<I", zlib.crc32(page)) + page[16:]
     assert made == page + b"\1\0\2\0".ljust(64, b"\0") + index
 
@@ -101,8 +101,10 @@ def patched(content: bytes, place: int, kind: str, *values: int) -> bytes:
 def test_what_is_said_of_other_files(content):
     for other in (b"", b"{}", b"SJPACKEd" + bytes(5000), b"GGUF" + bytes(4096)):
         assert "not a packed file (it does not start with" in refusal(other)
-    newer = patched(content, 8, "I", 2)
-    assert refusal(newer).startswith("packed file of version 2, but this program reads")
+    for version in (1, 3):
+        other = patched(content, 8, "I", version)
+        start = f"packed file of version {version}, but this program reads version 2"
+        assert refusal(other).startswith(start)
     assert "within the header" in refusal(content[:100])
     broken = bytearray(content)
     broken[PAGE] ^= 1
@@ -115,7 +117,7 @@ def test_what_is_said_of_other_files(content):
         broken = bytearray(content)
         broken[place] ^= 1
         assert f"checksum of its {part} does not match" in refusal(bytes(broken))
-    for sentence in map(refusal, (content[:-1], content[:200], newer)):
+    for sentence in map(refusal, (content[:-1], content[:200], other)):
         assert "\n" not in sentence and len(sentence) < 200
 
 

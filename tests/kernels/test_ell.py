@@ -77,9 +77,9 @@ def test_the_schedule_places_every_weight_once_inside_its_window(density):
     placed_OI = np.zeros(tail_OI.shape, int)
     np.add.at(placed_OI, (rows[held], steps.columns[held]), 1)
     np.testing.assert_array_equal(placed_OI, tail_OI)
-    inside = steps.columns - steps.starts[:, None, None] * 64
-    assert inside[held].min() >= 0 and inside[held].max() < 256
-    assert steps.starts.max() <= tail.last_start(704) == 8
+    inside = steps.columns - steps.starts[:, None, None] * 16
+    assert inside[held].min() >= 0 and inside[held].max() < 128
+    assert steps.starts.max() <= tail.last_start(704) == 40
     assert (np.diff(steps.panels) >= 0).all()
 
 
@@ -115,9 +115,10 @@ def test_every_number_that_the_kernels_trust_is_checked():
     leaf = kernels.pack("ell_int8", MATRICES["skewed"])
     arrays = leaf.arrays
     assert native.check("ell_int8", leaf.shape, arrays) == ""
-    assert "start before superblock 9, found 9" in refused(leaf, "starts", 3, 9)
+    assert "start before block 41, found 41" in refused(leaf, "starts", 3, 41)
     assert "offsets: expected 0 to" in refused(leaf, "offsets", 0, 1)
     assert "offsets: expected ascending" in refused(leaf, "offsets", 1, 2**32 - 1)
+    assert "ids below 128, found 128 in step 2" in refused(leaf, "tail", (2, 7), 128)
     tall = np.repeat(arrays["blocks"], 17, axis=2)[:, :, :17]
     wrong = {**arrays, "blocks": np.ascontiguousarray(tall)}
     assert "expected 1 to 16 slots, found 17" in native.check(

@@ -106,3 +106,18 @@ def test_what_cannot_be_held_is_one_sentence():
     w_OI[1, 7] = np.nan
     with pytest.raises(InputError, match="row 1, input 7 is not finite"):
         kernels.pack("dense_float32", w_OI)
+
+
+@pytest.mark.parametrize("name", ["dense_int8", "ell_int8", "n16_int8"])
+def test_int8_sums_hold_as_many_inputs_as_are_allowed(name):
+    n_in = 1 << 17
+    kept_OI = np.tile(np.arange(16) < 15, (1, n_in // 16))
+    leaf = kernels.pack(name, np.where(kept_OI, 2.0, 0).astype(np.float32), kept_OI)
+    y_BO = kernels.dot(jax.numpy.ones((1, n_in)), leaf)
+    np.testing.assert_allclose(y_BO, [[2.0 * kept_OI.sum()]], rtol=1e-6)
+    wide_OI = np.ones((1, n_in + 16), np.float32)
+    with pytest.raises(InputError, match=r"at most 131072 inputs.*found 131088"):
+        kernels.pack(name, wide_OI, np.tile(np.arange(16) < 15, (1, n_in // 16 + 1)))
+    if native.available():
+        found = native.check(name, (1, n_in + 16), leaf.arrays)
+        assert "at most 131072 inputs" in found

@@ -27,45 +27,64 @@ inline Floats expand_values(unsigned mask, const uint16_t* values) {
 #elif defined(__AVX2__)
 
 // For every mask of 8 bits: where in the packed values each lane's value stands.
-struct ExpandTables {
-  alignas(32) int32_t lanes[256][8];   // float32: -1 is a lane of zero
-  alignas(32) uint8_t bytes[256][32];  // bfloat16 as upper halves: 128 is a zero byte
+struct LaneTable {
+  alignas(32) int32_t lanes[256][8];  // float32: -1 is a lane of zero
 
-  constexpr ExpandTables() : lanes(), bytes() {
+  constexpr LaneTable() : lanes() {
     for (int mask = 0; mask < 256; ++mask) {
       int next = 0;
       for (int lane = 0; lane < 8; ++lane) {
         const bool kept = (mask >> lane) & 1;
         lanes[mask][lane] = kept ? next : -1;
-        for (int byte = 0; byte < 4; ++byte) {
-          const int source = 2 * next + byte - 2;
-          bytes[mask][4 * lane + byte] =
-              static_cast<uint8_t>(kept && byte >= 2 ? source : 128);
-        }
         next += kept;
       }
     }
   }
 };
 
-constexpr ExpandTables kExpand;
+struct ByteTable {
+  alignas(32) uint8_t bytes[256][32];  // bfloat16, upper halves: 128 is a zero byte
 
-inline __m256 expand_eight(unsigned mask, const float* values) {
-  const __m256i lanes =
-      _mm256_load_si256(reinterpret_cast<const __m256i*>(kExpand.lanes[mask]));
+  constexpr ByteTable() : bytes() {
+    for (int mask = 0; mask < 256; ++mask) {
+      int next = 0;
+      for (int lane = 0; lane < 8; ++lane) {
+        const bool kept = (mask >> lane) & 1;
+        for (int byte = 2; byte < 4; ++byte) {
+          bytes[mask][4 * lane + byte] =
+              static_cast<uint8_t>(kept ? 2 * next + byte - 2 : 128);
+        }
+        bytes[mask][4 * lane] = bytes[mask][4 * lane + 1] = 128;
+        next += kept;
+      }
+    }
+  }
+};
+
+constexpr LaneTable kLaneTable;
+constexpr ByteTable kByteTable;
+
+// Rows of both tables are 32 bytes; `row` is the mask times that.
+template <typename Table>
+inline __m256i table_row(const Table& table, unsigned row) {
+  return load_bytes(reinterpret_cast<const char*>(&table) + row);
+}
+
+inline __m256 expand_eight(unsigned row, const float* values) {
+  const __m256i lanes = table_row(kLaneTable, row);
   const __m256 chosen = _mm256_permutevar8x32_ps(_mm256_loadu_ps(values), lanes);
   return _mm256_blendv_ps(chosen, _mm256_setzero_ps(), _mm256_castsi256_ps(lanes));
 }
 
-inline __m256 expand_eight(unsigned mask, const uint16_t* values) {
-  const __m256i bytes =
-      _mm256_load_si256(reinterpret_cast<const __m256i*>(kExpand.bytes[mask]));
-  return _mm256_castsi256_ps(_mm256_shuffle_epi8(broadcast_16_bytes(values), bytes));
+inline __m256 expand_eight(unsigned row, const uint16_t* values) {
+  return _mm256_castsi256_ps(
+      _mm256_shuffle_epi8(broadcast_16_bytes(values), table_row(kByteTable, row)));
 }
 
 template <typename Value>
 inline Floats expand_values(unsigned mask, const Value* values) {
-  const unsigned low = mask & 255, high = mask >> 8;
+  // 32 times the low byte and the high one.
+  const uint64_t low = (mask << 5) & 0x1fe0, high = (mask >> 3) & 0x1fe0;
   return {expand_eight(low, values), expand_eight(high, values + count_bits(low))};
 }
 

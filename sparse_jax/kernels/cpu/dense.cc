@@ -42,7 +42,8 @@ const FormatInfo kDenseInt8Info = {
     {{"codes", Dtype::kInt8, 4}, {"scales", Dtype::kFloat32, 2}},
     1,
     check_int8,
-    nullptr};
+    nullptr,
+    kMaxInt8Inputs};
 
 const FormatInfo kDenseInt4Info = {
     "dense_int4",

@@ -36,9 +36,11 @@ struct DenseInt8 {
     const Activations& x = *call.x;
     const int8_t* codes = x.codes + row * x.padded;
     const int64_t steps = call.leaf->arrays[0].shape[1];
+    const float* scales = static_cast<const float*>(call.leaf->arrays[1].data);
     const int8_t* w[kStreams];
     Ints sums[kStreams][kBatch];
     for (int s = 0; s < kStreams; ++s) {
+      prefetch_row_scales(scales, panels[s]);
       w[s] = static_cast<const int8_t*>(call.leaf->arrays[0].data) +
              panels[s] * steps * 4 * kPanel;
       for (int b = 0; b < kBatch; ++b) sums[s][b] = int_zeros();
@@ -57,7 +59,6 @@ struct DenseInt8 {
         }
       }
     }
-    const float* scales = static_cast<const float*>(call.leaf->arrays[1].data);
     Floats results[kStreams][kBatch];
     for (int s = 0; s < kStreams; ++s) {
       const Floats scale = load(scales + panels[s] * kPanel);

@@ -1,7 +1,7 @@
 // Arrays and checks of ell_int8; its layout stands in ell_layout.h.
 //
-// Every 4-bit id is an input of its block and every 8-bit id one of its window, so only
-// the windows and the offsets need a check.
+// Every 4-bit id is an input of its block, so only the offsets, the windows and the ids
+// inside them need a check.
 #include "ell_layout.h"
 
 #include "format.h"
@@ -45,8 +45,17 @@ std::string check_content_of_ell(const Leaf& leaf) {
   const int64_t limit = ell_starts(leaf.n_in);
   for (int64_t step = 0; step < steps; ++step) {
     if (starts[step] < limit) continue;
-    return "ell_int8, array starts: expected windows that start before superblock " +
+    return "ell_int8, array starts: expected windows that start before block " +
            std::to_string(limit) + ", found " + std::to_string(starts[step]);
+  }
+  const auto* tail = static_cast<const uint8_t*>(leaf.arrays[kEllTail].data);
+  for (int64_t step = 0; step < steps; ++step) {
+    for (int64_t slot = 0; slot < kTailSlots; ++slot) {
+      const int id = tail[step * kTailStep + slot];
+      if (id < kWindow) continue;
+      return "ell_int8, array tail: expected ids below " + std::to_string(kWindow) +
+             ", found " + std::to_string(id) + " in step " + std::to_string(step);
+    }
   }
   return "";
 }
@@ -63,6 +72,7 @@ const FormatInfo kEllInt8Info = {"ell_int8",
                                   {"tail", Dtype::kUint8, 2}},
                                  1,
                                  check_sizes_of_ell,
-                                 check_content_of_ell};
+                                 check_content_of_ell,
+                                 kMaxInt8Inputs};
 
 }  // namespace sparse_jax

@@ -11,12 +11,8 @@ namespace {
 
 // The activations at 64 ids of a window.
 inline Bytes gather_tail(const uint8_t* ids, const int8_t* window) {
-  const __m512i index = load_bytes(ids);
-  const __m512i near =
-      _mm512_permutex2var_epi8(load_bytes(window), index, load_bytes(window + 64));
-  const __m512i far = _mm512_permutex2var_epi8(load_bytes(window + 128), index,
-                                               load_bytes(window + 192));
-  return _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), near, far);
+  return _mm512_permutex2var_epi8(load_bytes(window), load_bytes(ids),
+                                  load_bytes(window + 64));
 }
 
 }  // namespace

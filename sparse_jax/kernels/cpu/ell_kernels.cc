@@ -45,10 +45,10 @@ inline void prefetch_tables(const Leaf& leaf, int64_t panel) {
 
 // Whether the window has an active input.
 inline bool is_active(const Activations& x, int64_t start) {
-  if (x.active == nullptr || x.padded < kWindow) return true;
-  uint64_t flags[2];
-  __builtin_memcpy(flags, x.active + start * (kSuperblock / 16), sizeof flags);
-  return (flags[0] | flags[1]) != 0;
+  if (x.active == nullptr) return true;
+  uint64_t flags;
+  __builtin_memcpy(&flags, x.active + start, sizeof flags);
+  return flags != 0;
 }
 
 // The tails of several panels, taken side by side as far as the shortest goes.
@@ -58,25 +58,16 @@ struct Tails {
 
   const Activations& x;
   const int8_t* codes;
-  int64_t stride;
   Tail tails[kStreams];
   int64_t common = INT64_MAX;
   int64_t done = 0;
-  int8_t narrow[kBatch * kWindow];  // the activations where a window sticks out of them
 
   Tails(const Call& call, const int64_t (&panels)[kStreams], int64_t row)
-      : x(*call.x), codes(x.codes + row * x.padded), stride(x.padded) {
+      : x(*call.x), codes(x.codes + row * x.padded) {
     for (int s = 0; s < kStreams; ++s) {
       tails[s] = tail_of(*call.leaf, panels[s]);
       if (tails[s].count < common) common = tails[s].count;
     }
-    if (x.padded >= kWindow) return;
-    __builtin_memset(narrow, 0, sizeof narrow);
-    for (int b = 0; b < kBatch; ++b) {
-      __builtin_memcpy(narrow + b * kWindow, codes + b * stride, stride);
-    }
-    codes = narrow;
-    stride = kWindow;
   }
 
   void add(const Tail& tail, int64_t step, Ints (&sums)[kBatch]) const {
@@ -87,7 +78,7 @@ struct Tails {
     const Bytes w = load_codes(ids + kTailSlots);
 #pragma GCC unroll 4
     for (int b = 0; b < kBatch; ++b) {
-      const int8_t* window = codes + b * stride + start * kSuperblock;
+      const int8_t* window = codes + b * x.padded + start * 16;
       sums[b] = add_products(sums[b], w, gather_tail(ids, window));
     }
   }
@@ -167,13 +158,13 @@ struct EllInt8 {
 
 void ell_int8(const Call& call, int64_t begin, int64_t end) {
   switch (call.leaf->arrays[kEllBlocks].shape[2]) {
-    case 2: return sweep<EllInt8<2>>(call, begin, end);
-    case 3: return sweep<EllInt8<3>>(call, begin, end);
-    case 4: return sweep<EllInt8<4>>(call, begin, end);
-    case 5: return sweep<EllInt8<5>>(call, begin, end);
-    case 7: return sweep<EllInt8<7>>(call, begin, end);
-    case 8: return sweep<EllInt8<8>>(call, begin, end);
-    default: return sweep<EllInt8<0>>(call, begin, end);
+    case 2: return sweep<EllInt8<2>, 1>(call, begin, end);
+    case 3: return sweep<EllInt8<3>, 1>(call, begin, end);
+    case 4: return sweep<EllInt8<4>, 1>(call, begin, end);
+    case 5: return sweep<EllInt8<5>, 1>(call, begin, end);
+    case 7: return sweep<EllInt8<7>, 1>(call, begin, end);
+    case 8: return sweep<EllInt8<8>, 1>(call, begin, end);
+    default: return sweep<EllInt8<0>, 1>(call, begin, end);
   }
 }
 

@@ -2,9 +2,9 @@
 //
 // The base keeps B of every 16 inputs in the layout of n16_int8 (n16_layout.h). Where
 // an output keeps more than B of a block, the others go to the tail of its panel: steps
-// of 16 outputs x 4 slots, whose ids count from the start of a window of 256 inputs. A
-// step starts at the first superblock that still has a weight to place, so outputs that
-// are ahead work on inputs up to 256 further on, and few slots stay empty.
+// of 16 outputs x 4 slots, whose ids count from the start of a window of 128 inputs. A
+// step starts at the first block that still has a weight to place, so outputs that are
+// ahead work on inputs up to 128 further on, and few slots stay empty.
 //
 //   tail [step]   64 ids, then 64 codes, both [half][lane][slot] with the halves and
 //                 lanes of the base; id 0 and code 0 where a slot is empty
@@ -18,7 +18,7 @@
 
 namespace sparse_jax {
 
-constexpr int64_t kWindow = 256;   // inputs
+constexpr int64_t kWindow = 128;    // inputs
 constexpr int64_t kTailSlots = 64;  // of a step
 constexpr int64_t kTailStep = 2 * kTailSlots;
 
@@ -26,15 +26,13 @@ enum EllArray {
   kEllBlocks,   // uint8 [panels, superblocks, B, 96], see n16_int8
   kEllScales,   // float32 [panels, 16]
   kEllOffsets,  // uint32 [panels + 1]: first step of a panel
-  kEllStarts,   // uint16 [steps]: first superblock of the window
+  kEllStarts,   // uint16 [steps]: first block of 16 of the window
   kEllTail,     // uint8 [steps, 128]: ids and codes
 };
 
-// Superblocks in which a window may start, so that it stays inside the padded inputs
-// (of fewer than 256, the only window sticks out).
+// Blocks of 16 in which a window may start, so that it stays inside the padded inputs.
 static inline int64_t ell_starts(int64_t n_in) {
-  const int64_t padded = ceil_div(n_in, kInputPadding) * kInputPadding;
-  return padded <= kWindow ? 1 : (padded - kWindow) / kSuperblock + 1;
+  return (ceil_div(n_in, kInputPadding) * kInputPadding - kWindow) / 16 + 1;
 }
 
 }  // namespace sparse_jax

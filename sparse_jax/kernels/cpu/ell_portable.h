@@ -12,7 +12,7 @@ namespace {
 // The activations at 64 ids of a window.
 inline Bytes gather_tail(const uint8_t* ids, const int8_t* window) {
   Bytes x;
-  for (int i = 0; i < kTailSlots; ++i) x.byte[i] = window[ids[i]];
+  for (int i = 0; i < kTailSlots; ++i) x.byte[i] = window[ids[i] % kWindow];
   return x;
 }
 

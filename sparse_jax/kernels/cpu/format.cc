@@ -12,9 +12,6 @@ const FormatInfo* const kInfos[kFormats] = {
     &kN16Bfloat16Info,    &kN16Int8Info,         &kN16Int4Info,   &kGroupInt4Info,
 };
 
-// Far above any model, far below what overflows a product of sizes.
-constexpr int64_t kMaxSize = int64_t{1} << 28;
-
 const char* dtype_name(Dtype dtype) {
   switch (dtype) {
     case Dtype::kFloat32:
@@ -109,6 +106,10 @@ std::string check_sizes(const Leaf& leaf) {
   if (leaf.n_in % info.input_multiple != 0) {
     return name + ": the inputs must be a multiple of " +
            std::to_string(info.input_multiple) + ", found " + std::to_string(leaf.n_in);
+  }
+  if (leaf.n_in > info.max_inputs) {
+    return name + ": expected at most " + std::to_string(info.max_inputs) +
+           " inputs, whose products int32 holds, found " + std::to_string(leaf.n_in);
   }
   if (leaf.n_arrays < info.n_required || leaf.n_arrays > info.n_arrays) {
     return name + ": expected " + std::to_string(info.n_required) +

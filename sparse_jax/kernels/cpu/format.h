@@ -15,6 +15,11 @@ struct ArraySpec {
   int n_dims;
 };
 
+// Sizes far above any model's, far below what overflows a product of two.
+constexpr int64_t kMaxSize = int64_t{1} << 28;
+// A row's products of int8 codes, at most 128 * 127 each, are added up in int32.
+constexpr int64_t kMaxInt8Inputs = int64_t{1} << 17;
+
 // The checks return an empty string when all is well; otherwise what ends the sentence
 // "tensor NAME: ...".
 struct FormatInfo {
@@ -28,6 +33,7 @@ struct FormatInfo {
   // Every count, index and offset in the arrays that a kernel trusts; null when there
   // is none. Reads the arrays: done once, when a leaf is loaded.
   std::string (*check_content)(const Leaf&);
+  int64_t max_inputs = kMaxSize;
 };
 
 // One for each format, defined beside its family's checks; collected in format.cc.

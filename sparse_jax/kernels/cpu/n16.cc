@@ -47,7 +47,7 @@ const FormatInfo kN16Int8Info = {
     "n16_int8", 2,
     2,          {{"blocks", Dtype::kUint8, 4}, {"scales", Dtype::kFloat32, 2}},
     16,         check_int8,
-    nullptr};
+    nullptr,    kMaxInt8Inputs};
 
 const FormatInfo kN16Int4Info = {
     "n16_int4", 2,

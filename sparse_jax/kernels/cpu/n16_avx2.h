@@ -45,13 +45,37 @@ inline Bytes load_codes(const uint8_t* p) {
   return {load_bytes(p), load_bytes(p + 32)};
 }
 
-// 4-bit two's complement by table.
+// 4-bit two's complement, 8 added: unsigned.
 inline Bytes load_nibble_codes(const uint8_t* p) {
-  const __m256i codes =
-      _mm256_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1,  //
-                       0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
-  const Bytes bits = nibbles(load_bytes(p));
-  return {_mm256_shuffle_epi8(codes, bits.low), _mm256_shuffle_epi8(codes, bits.high)};
+  return nibbles(_mm256_xor_si256(load_bytes(p), _mm256_set1_epi8(-0x78)));
+}
+
+// 16-bit sums of the products of those with x: each is below 2^11, and a superblock has
+// at most 16 of them.
+struct NibbleSums {
+  __m256i low, high;
+};
+
+inline NibbleSums no_nibble_sums() {
+  return {_mm256_setzero_si256(), _mm256_setzero_si256()};
+}
+
+inline __m256i add_nibble_products(__m256i sum, __m256i codes, __m256i x) {
+  const __m256i eight = _mm256_set1_epi8(8);
+  sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, x));
+  return _mm256_sub_epi16(sum, _mm256_maddubs_epi16(eight, x));
+}
+
+inline NibbleSums add_nibble_products(const NibbleSums& sum, const Bytes& codes,
+                                      const Bytes& x) {
+  return {add_nibble_products(sum.low, codes.low, x.low),
+          add_nibble_products(sum.high, codes.high, x.high)};
+}
+
+inline Ints add_nibble_sums(const Ints& sum, const NibbleSums& part) {
+  const __m256i one = _mm256_set1_epi16(1);
+  return {_mm256_add_epi32(sum.low, _mm256_madd_epi16(part.low, one)),
+          _mm256_add_epi32(sum.high, _mm256_madd_epi16(part.high, one))};
 }
 
 inline Ints add_products(const Ints& sum, const Bytes& codes, const Bytes& x) {

@@ -44,11 +44,27 @@ inline Bytes gather_rest(Ids ids, const int8_t* x) {
 
 inline Bytes load_codes(const uint8_t* p) { return load_bytes(p); }
 
-// 4-bit two's complement by table.
+// 4-bit two's complement, 8 added: unsigned.
 inline Bytes load_nibble_codes(const uint8_t* p) {
-  const __m128i codes =
-      _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
-  return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(codes), nibbles(load_32(p)));
+  return nibbles(_mm256_xor_si256(load_32(p), _mm256_set1_epi8(-0x78)));
+}
+
+// Sums of the products of those with x, and of 8 x, which are too much of them.
+struct NibbleSums {
+  __m512i products, excess;
+};
+
+inline NibbleSums no_nibble_sums() {
+  return {_mm512_setzero_si512(), _mm512_setzero_si512()};
+}
+
+inline NibbleSums add_nibble_products(const NibbleSums& sums, Bytes codes, Bytes x) {
+  return {_mm512_dpbusd_epi32(sums.products, codes, x),
+          _mm512_dpbusd_epi32(sums.excess, _mm512_set1_epi8(8), x)};
+}
+
+inline Ints add_nibble_sums(const Ints& sum, const NibbleSums& part) {
+  return {_mm512_add_epi32(sum.all, _mm512_sub_epi32(part.products, part.excess))};
 }
 
 inline Ints add_products(const Ints& sum, Bytes codes, Bytes x) {

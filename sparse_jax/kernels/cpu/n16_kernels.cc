@@ -24,6 +24,7 @@ struct N16Ints {
     Floats results[kStreams][kBatch];
     for (int s = 0; s < kStreams; ++s) {
       blocks[s] = panel_blocks(*call.leaf, panels[s]);
+      if (!kGrouped) prefetch_row_scales(row_scales(*call.leaf), panels[s]);
       for (int b = 0; b < kBatch; ++b) {
         sums[s][b] = int_zeros();
         results[s][b] = zeros();
@@ -67,6 +68,7 @@ struct N16Ints {
     for (int s = 0; s < kStreams; ++s) {
       const uint16_t* at = static_cast<const uint16_t*>(scales.data) +
                            (panels[s] * scales.shape[1] + group) * kPanel;
+      prefetch_group_scales(at);
       const Floats scale = to_output_order(load_bfloat16(at));
 #pragma GCC unroll 4
       for (int b = 0; b < kBatch; ++b) {

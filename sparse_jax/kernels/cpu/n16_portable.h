@@ -48,11 +48,12 @@ inline Bytes load_codes(const uint8_t* p) {
   return codes;
 }
 
+// 4-bit two's complement, 8 added: unsigned.
 inline Bytes load_nibble_codes(const uint8_t* p) {
   Bytes codes;
   for (int i = 0; i < 32; ++i) {
-    codes.byte[i] = static_cast<int8_t>((p[i] & 15) ^ 8) - 8;
-    codes.byte[32 + i] = static_cast<int8_t>((p[i] >> 4) ^ 8) - 8;
+    codes.byte[i] = static_cast<int8_t>((p[i] & 15) ^ 8);
+    codes.byte[32 + i] = static_cast<int8_t>((p[i] >> 4) ^ 8);
   }
   return codes;
 }
@@ -60,6 +61,25 @@ inline Bytes load_nibble_codes(const uint8_t* p) {
 inline Ints add_products(const Ints& sum, const Bytes& codes, const Bytes& x) {
   Ints total = sum;
   for (int i = 0; i < kStepWeights; ++i) total.lane[i / 4] += codes.byte[i] * x.byte[i];
+  return total;
+}
+
+using NibbleSums = Ints;
+
+inline NibbleSums no_nibble_sums() { return int_zeros(); }
+
+inline NibbleSums add_nibble_products(const NibbleSums& sums, const Bytes& codes,
+                                      const Bytes& x) {
+  NibbleSums total = sums;
+  for (int i = 0; i < kStepWeights; ++i) {
+    total.lane[i / 4] += (codes.byte[i] - 8) * x.byte[i];
+  }
+  return total;
+}
+
+inline Ints add_nibble_sums(const Ints& sum, const NibbleSums& part) {
+  Ints total = sum;
+  for (int i = 0; i < kPanel; ++i) total.lane[i] += part.lane[i];
   return total;
 }
 

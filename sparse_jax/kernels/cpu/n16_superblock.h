@@ -17,11 +17,25 @@ namespace {
 
 struct Int8Values {
   static constexpr int kStep = kInt8Step;
+  using Sums = Ints;
+  static Sums start(const Ints& sum) { return sum; }
+  static Sums add(const Sums& sum, const Bytes& codes, const Bytes& x) {
+    return add_products(sum, codes, x);
+  }
+  static Ints finish(const Ints&, const Sums& part) { return part; }
   static Bytes load(const uint8_t* values) { return load_codes(values); }
 };
 
 struct Int4Values {
   static constexpr int kStep = kInt4Step;
+  using Sums = NibbleSums;
+  static Sums start(const Ints&) { return no_nibble_sums(); }
+  static Sums add(const Sums& sum, const Bytes& codes, const Bytes& x) {
+    return add_nibble_products(sum, codes, x);
+  }
+  static Ints finish(const Ints& sum, const Sums& part) {
+    return add_nibble_sums(sum, part);
+  }
   static Bytes load(const uint8_t* values) { return load_nibble_codes(values); }
 };
 
@@ -32,6 +46,12 @@ inline void add_superblock(const uint8_t* const (&blocks)[kStreams], int slots,
                            const int8_t* x, int64_t x_stride,
                            Ints (&sums)[kStreams][kBatch]) {
   if (kSlots > 0) slots = kSlots;
+  typename Values::Sums part[kStreams][kBatch];
+#pragma GCC unroll 4
+  for (int s = 0; s < kStreams; ++s) {
+#pragma GCC unroll 4
+    for (int b = 0; b < kBatch; ++b) part[s][b] = Values::start(sums[s][b]);
+  }
   int64_t at = 0;
 #pragma GCC unroll 4
   for (int block = 0; block < 4; ++block) {
@@ -46,7 +66,7 @@ inline void add_superblock(const uint8_t* const (&blocks)[kStreams], int slots,
 #pragma GCC unroll 4
         for (int b = 0; b < kBatch; ++b) {
           const Bytes kept = gather_quad(ids, x + b * x_stride + 16 * block);
-          sums[s][b] = add_products(sums[s][b], codes, kept);
+          part[s][b] = Values::add(part[s][b], codes, kept);
         }
       }
     }
@@ -62,8 +82,15 @@ inline void add_superblock(const uint8_t* const (&blocks)[kStreams], int slots,
 #pragma GCC unroll 4
       for (int b = 0; b < kBatch; ++b) {
         const Bytes kept = gather_rest(ids, x + b * x_stride);
-        sums[s][b] = add_products(sums[s][b], codes, kept);
+        part[s][b] = Values::add(part[s][b], codes, kept);
       }
+    }
+  }
+#pragma GCC unroll 4
+  for (int s = 0; s < kStreams; ++s) {
+#pragma GCC unroll 4
+    for (int b = 0; b < kBatch; ++b) {
+      sums[s][b] = Values::finish(sums[s][b], part[s][b]);
     }
   }
 }
@@ -83,6 +110,9 @@ inline void add_float_superblock(const uint8_t* const (&blocks)[kStreams], int s
                                  const float* x, const uint8_t* planes,
                                  FloatSums (&sums)[kStreams]) {
   constexpr int kStep = kIdBytes + kStepWeights * sizeof(Value);
+  // Half as far for steps of more than four lines: what is asked for in one burst has
+  // to find room.
+  constexpr int64_t kAhead = sizeof(Value) == 4 ? kPrefetch / 2 : kPrefetch;
   if (kSlots > 0) slots = kSlots;
   int64_t at = 0;
 #pragma GCC unroll 4
@@ -93,7 +123,7 @@ inline void add_float_superblock(const uint8_t* const (&blocks)[kStreams], int s
 #pragma GCC unroll 4
       for (int s = 0; s < kStreams; ++s) {
         const uint8_t* step = blocks[s] + at;
-        prefetch_ahead(step, kStep);
+        prefetch_ahead<kAhead>(step, kStep);
         add_float_quad(sums[s], step, reinterpret_cast<const Value*>(step + kIdBytes),
                        table);
       }
@@ -104,7 +134,7 @@ inline void add_float_superblock(const uint8_t* const (&blocks)[kStreams], int s
 #pragma GCC unroll 4
     for (int s = 0; s < kStreams; ++s) {
       const uint8_t* step = blocks[s] + at;
-      prefetch_ahead(step, kStep);
+      prefetch_ahead<kAhead>(step, kStep);
       add_float_rest(sums[s], step, reinterpret_cast<const Value*>(step + kIdBytes), x,
                      planes);
     }

@@ -18,12 +18,25 @@ constexpr int kStreams1 = 2;
 constexpr int64_t kPrefetch = 4096;
 
 // Prefetches what a stream reads next, far ahead: kernels that read a stream in bursts
-// lose the hardware's prefetchers.
+// lose the hardware's prefetchers. Not into the second-level cache: weights are read
+// once.
+template <int64_t kAhead = kPrefetch>
 inline void prefetch_ahead(const void* p, int64_t bytes) {
 #pragma GCC unroll 8
   for (int64_t i = 0; i < bytes; i += 64) {
-    __builtin_prefetch(static_cast<const char*>(p) + kPrefetch + i);
+    __builtin_prefetch(static_cast<const char*>(p) + kAhead + i, 0, 0);
   }
+}
+
+// What a panel needs at its end, asked for at its beginning: a few bytes far from all
+// others, which would be waited for.
+inline void prefetch_row_scales(const float* scales, int64_t panel) {
+  __builtin_prefetch(scales + panel * kPanel);
+}
+
+// The same for scales of groups, which are read a few bytes at a time.
+inline void prefetch_group_scales(const uint16_t* scales) {
+  __builtin_prefetch(scales + 16 * kPanel);
 }
 
 // Writes the 16 outputs of `panel` for one row of the batch; the last panel may stick
@@ -69,15 +82,16 @@ inline void run_rows(const Call& call, int64_t position, int64_t distance) {
 // A kernel is a struct with
 //   template <int kStreams, int kBatch>
 //   static void run(const Call&, const int64_t (&panels)[kStreams], int64_t row);
-// which fills y[row .. row + kBatch) at the given panels.
-template <class Kernel>
+// which fills y[row .. row + kBatch) at the given panels. One whose panels are several
+// streams each says so by kStreams = 1.
+template <class Kernel, int kStreams = kStreams1>
 inline void sweep(const Call& call, int64_t begin, int64_t end) {
   // Four rows or more are bound by arithmetic: one stream, more rows side by side.
-  const int64_t streams = call.x->batch < 4 ? kStreams1 : 1;
+  const int64_t streams = call.x->batch < 4 ? kStreams : 1;
   const int64_t distance = (end - begin) / streams;
   if (streams > 1) {
     for (int64_t i = begin; i < begin + distance; ++i) {
-      run_rows<Kernel, kStreams1>(call, i, distance);
+      run_rows<Kernel, kStreams>(call, i, distance);
     }
     begin += streams * distance;
   }

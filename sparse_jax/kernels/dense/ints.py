@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_jax.kernels.format import (
+    MAX_INT8_INPUTS,
     PANEL,
     Arrays,
     ArraySpec,
@@ -96,6 +97,7 @@ def _specs_int4(shape: tuple[int, int]) -> dict[str, ArraySpec]:
 
 DENSE_INT8 = Format(
     name="dense_int8",
+    max_inputs=MAX_INT8_INPUTS,
     dtype="int8",
     lossless=False,
     panel_wise=True,

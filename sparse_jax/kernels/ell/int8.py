@@ -8,6 +8,7 @@ import numpy as np
 
 from sparse_jax.kernels.ell import tail
 from sparse_jax.kernels.format import (
+    MAX_INT8_INPUTS,
     PANEL,
     Arrays,
     ArraySpec,
@@ -19,7 +20,6 @@ from sparse_jax.kernels.format import (
 )
 from sparse_jax.kernels.n16 import slots
 from sparse_jax.kernels.quantize import quantize_rows, quantized_dot
-from sparse_jax.types import InputError
 
 NAME = "ell_int8"
 _SLOT_BYTES = slots.ID_BYTES + slots.STEP
@@ -48,7 +48,7 @@ def choose_slots(mask_OI: np.ndarray) -> int:
 
     Example:
       >>> choose_slots(np.random.default_rng(0).random((16, 1024)) < 0.5)
-      8
+      7
     """
     n_out, n_in = mask_OI.shape
     fullest = mask_OI.reshape(-1, slots.BLOCK).sum(axis=1).max(initial=1)
@@ -67,51 +67,59 @@ def choose_slots(mask_OI: np.ndarray) -> int:
     return best
 
 
-def _quantize(w_OI: np.ndarray, mask_OI: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Codes, padded to whole panels and superblocks, and the scales of the panels."""
-    codes_OI, scales_O = quantize_rows(np.where(mask_OI, w_OI, 0))
-    return pad_to(pad_to(codes_OI, 0, PANEL), 1, slots.SUPERBLOCK), to_panels(scales_O)
+def _pad(codes_OI: np.ndarray) -> np.ndarray:
+    """Codes padded to whole panels and superblocks."""
+    return pad_to(pad_to(codes_OI, 0, PANEL), 1, slots.SUPERBLOCK)
 
 
 def _pack(w_OI: np.ndarray, mask_OI: np.ndarray) -> Arrays:
-    n_out, n_in = w_OI.shape
-    if tail.last_start(n_in) > np.iinfo(np.uint16).max:
-        raise InputError(f"it has {n_in} inputs, expected at most 2^22")
+    codes_OI = np.empty(w_OI.shape, np.int8)
+    scales_O = np.empty(len(w_OI), np.float32)
+    step = max(1, _CHUNK // w_OI.shape[1])
+    for start in range(0, len(w_OI), step):
+        rows = slice(start, start + step)
+        kept_OI = np.where(mask_OI[rows], w_OI[rows], 0)
+        codes_OI[rows], scales_O[rows] = quantize_rows(kept_OI)
+    return pack_int8(codes_OI, scales_O)
+
+
+def pack_int8(codes_OI: np.ndarray, scales_O: np.ndarray) -> Arrays:
+    """The arrays of ell_int8 from codes int8 [out, in] and scales float32 [out]."""
+    n_out, n_in = codes_OI.shape
     chosen = np.unique(np.linspace(0, panels(n_out) - 1, _SAMPLE).astype(int))
     sample = (chosen[:, None] * PANEL + np.arange(PANEL)).ravel()
     sample = sample[sample < n_out]
-    n_slots = choose_slots(_quantize(w_OI[sample], mask_OI[sample])[0] != 0)
+    n_slots = choose_slots(_pad(codes_OI[sample]) != 0)
     step = max(1, _CHUNK // n_in // PANEL) * PANEL
-    parts = []
-    for start in range(0, n_out, step):
-        rows = slice(start, start + step)
-        parts.append(_pack_panels(w_OI[rows], mask_OI[rows], n_slots))
+    parts = [
+        _pack_panels(_pad(codes_OI[start : start + step]), n_slots)
+        for start in range(0, n_out, step)
+    ]
     arrays = {
         name: np.concatenate([p.pop(name) for p in parts]) for name in [*parts[0]]
     }
     ends = np.cumsum(arrays.pop("counts"))
-    offsets = np.concatenate([[0], ends]).astype(np.uint32)
-    return {name: arrays.get(name, offsets) for name in _specs((n_out, n_in))}
+    arrays["offsets"] = np.concatenate([[0], ends]).astype(np.uint32)
+    arrays["scales"] = to_panels(scales_O.astype(np.float32))
+    return {name: arrays[name] for name in _specs((n_out, n_in))}
 
 
-def _pack_panels(w_OI: np.ndarray, mask_OI: np.ndarray, n_slots: int) -> Arrays:
+def _pack_panels(codes_OI: np.ndarray, n_slots: int) -> Arrays:
     """The arrays of some panels, with `counts` of tail steps in place of offsets."""
-    codes_OI, scales = _quantize(w_OI, mask_OI)
     tail_OI = _split(codes_OI != 0, n_slots)
     ids_OBN, kept_OBN = slots.find_slots((codes_OI != 0) & ~tail_OI, n_slots)
     codes_OBN = slots.take_slots(codes_OI, ids_OBN, kept_OBN)
     steps = tail.schedule(tail_OI)
     held = steps.columns >= 0
     rows = steps.panels[:, None, None] * PANEL + np.arange(PANEL)[:, None]
-    ids = steps.columns - steps.starts[:, None, None] * slots.SUPERBLOCK
+    ids = steps.columns - steps.starts[:, None, None] * slots.BLOCK
     ids = np.where(held, ids, 0).astype(np.uint8)
     codes = np.where(held, codes_OI[rows, steps.columns], 0).view(np.uint8)
     return {
         "blocks": slots.int_blocks(
             slots.to_superblocks(ids_OBN), slots.to_superblocks(codes_OBN)
         ),
-        "scales": scales,
-        "counts": np.bincount(steps.panels, minlength=len(scales)),
+        "counts": np.bincount(steps.panels, minlength=len(codes_OI) // PANEL),
         "starts": steps.starts.astype(np.uint16),
         "tail": np.concatenate([tail.to_lanes(ids), tail.to_lanes(codes)], axis=1),
     }
@@ -131,7 +139,7 @@ def _codes(arrays: Arrays, shape: tuple[int, int], xp: Any) -> Any:
     panel = xp.repeat(xp.arange(p), offsets[1:] - offsets[:-1], **length)
     rows = panel[:, None, None] * PANEL + xp.arange(PANEL)[:, None]
     ids, codes = (tail.from_lanes(half) for half in xp.split(arrays["tail"], 2, axis=1))
-    starts = arrays["starts"].astype(xp.int32) * slots.SUPERBLOCK
+    starts = arrays["starts"].astype(xp.int32) * slots.BLOCK
     columns = starts[:, None, None] + ids.astype(xp.int32)
     # Empty slots have code 0; the window of the last may stick out of the matrix.
     columns = xp.minimum(columns, n_in - 1)
@@ -177,6 +185,7 @@ def _expected_bits(n_out: int, n_in: int, density: float) -> float:
 
 ELL_INT8 = Format(
     name=NAME,
+    max_inputs=MAX_INT8_INPUTS,
     dtype="int8",
     lossless=False,
     summary="unstructured int8, work per kept weight, a scale per row",
@@ -192,8 +201,8 @@ ELL_INT8 = Format(
     blocks   uint8 [panels, superblocks, B, 96]: the base, exactly as in n16_int8
     scales   float32 [panels, 16]: max|w| / 127 of a row; codes are rounded half to even
     offsets  uint32 [panels + 1]: first tail step of each panel
-    starts   uint16 [steps]: superblock (64 inputs) in which the window starts
-    tail     uint8 [steps, 128]: 64 ids, inputs inside the window of 256, and 64 int8
+    starts   uint16 [steps]: block of 16 inputs in which the window starts
+    tail     uint8 [steps, 128]: 64 ids, inputs inside the window of 128, and 64 int8
              codes, 0 where the slot is empty; lanes as in n16_int8
 
 A slot of the base takes 12 bits, one of the tail 16; B is chosen for each matrix by its

@@ -1,9 +1,9 @@
 """The tail of ell_int8: weights of the blocks that keep more than B of 16.
 
 It belongs to a panel of 16 outputs and is cut into steps of 16 outputs x 4 slots, whose
-ids count from the start of a window of 256 inputs. A step starts at the first
-superblock (64 inputs) in which any output still has a weight to place; every output
-then takes its next up to four that the window holds. Outputs with few weights are soon
+ids count from the start of a window of 128 inputs. A step starts at the first block of
+16 inputs in which any output still has a weight to place; every output then takes its
+next up to four that the window holds. Outputs with few weights are soon
 ahead, those with many catch up, so the padding is that of whole rows rather than that
 of every superblock.
 """
@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparse_jax.kernels.format import PANEL
-from sparse_jax.kernels.n16.slots import INT_OUTPUTS, SUPERBLOCK
+from sparse_jax.kernels.n16.slots import BLOCK, INT_OUTPUTS
 
-WINDOW = 256
+WINDOW = 128
 SLOTS = 4
 PADDING = 128
-"""The kernels pad activations to a multiple of it; windows stay inside."""
+"""The kernels pad activations to a multiple of it: windows stay inside."""
 
 
 class Steps(NamedTuple):
@@ -26,7 +26,7 @@ class Steps(NamedTuple):
 
     Attributes:
       panels: panel of each step, ascending.
-      starts: superblock in which its window starts.
+      starts: block of 16 inputs in which its window starts.
       columns: input of each slot, [steps, 16, 4]; -1 where the slot is empty.
     """
 
@@ -36,8 +36,8 @@ class Steps(NamedTuple):
 
 
 def last_start(n_in: int) -> int:
-    """The last superblock in which a window may start."""
-    return max(0, (n_in + -n_in % PADDING - WINDOW) // SUPERBLOCK)
+    """The last block in which a window may start."""
+    return (n_in + -n_in % PADDING - WINDOW) // BLOCK
 
 
 def _columns_by_row(tail_OI: np.ndarray) -> np.ndarray:
@@ -62,7 +62,7 @@ def schedule(tail_OI: np.ndarray) -> Steps:
       >>> tail_OI[3, [0, 70, 200, 250, 255, 300]] = True
       >>> steps = schedule(tail_OI)
       >>> steps.starts.tolist(), steps.columns[:, 3].tolist()
-      ([0, 3], [[0, 70, 200, 250], [255, 300, -1, -1]])
+      ([0, 12], [[0, 70, -1, -1], [200, 250, 255, 300]])
     """
     n_out, n_in = tail_OI.shape
     columns_OK = _columns_by_row(tail_OI)
@@ -76,8 +76,8 @@ def schedule(tail_OI: np.ndarray) -> Steps:
         busy = np.flatnonzero(first_P < n_in)
         if not busy.size:
             break
-        start_P = np.minimum(first_P // SUPERBLOCK, last_start(n_in))
-        end_O = np.repeat(start_P * SUPERBLOCK + WINDOW, PANEL)
+        start_P = np.minimum(first_P // BLOCK, last_start(n_in))
+        end_O = np.repeat(start_P * BLOCK + WINDOW, PANEL)
         taken_OS = heads_OS < np.minimum(end_O, n_in)[:, None]
         next_O += taken_OS.sum(axis=1)
         columns = np.where(taken_OS, heads_OS, -1).reshape(-1, PANEL, SLOTS)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_jax.kernels.format import (
+    MAX_INT8_INPUTS,
     PANEL,
     Arrays,
     ArraySpec,
@@ -120,6 +121,7 @@ def _pack_int4(w_OI: np.ndarray, mask_OI: np.ndarray, n: int) -> Arrays:
 
 N16_INT8 = Format(
     name="n16_int8",
+    max_inputs=MAX_INT8_INPUTS,
     dtype="int8",
     lossless=False,
     panel_wise=True,
