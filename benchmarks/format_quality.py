@@ -33,8 +33,7 @@ import tempfile
 
 import numpy as np
 import tqdm
-from rotation import Rotation
-from rotation import measure as measure_kernel
+from rotation import Speedups
 
 from sparse_jax import data, evaluate, host, infer, io, kernels, prune
 from sparse_jax.infer import choose, measure
@@ -105,45 +104,6 @@ def types_for(masks) -> list[str]:
     return [name for name in kernels.FORMATS if name.startswith(tuple(families))]
 
 
-class Kernels:
-    """Speed-ups of single products, each measured once."""
-
-    def __init__(self, arguments: argparse.Namespace):
-        self._arguments, self._known = arguments, {}
-        self._baseline = None
-
-    def speedup(self, kind: str, pattern) -> float | None:
-        """Over dense_float32, with the zeros of a pattern where the type leaves any."""
-        if not self._arguments.kernel_size:
-            return None
-        key = kind, "" if kind.startswith("dense_") else str(pattern)
-        if key not in self._known:
-            self._known[key] = self._measure(kind, pattern if key[1] else None)
-        return self._known[key]
-
-    def _measure(self, kind: str, pattern) -> float:
-        size = self._arguments.kernel_size
-        if self._baseline is None:
-            self._baseline = self._rotation(BASE, np.ones((size, size), bool))
-        kept_OI = np.ones((size, size), bool)
-        if pattern is not None:
-            scores_OI = np.random.default_rng(1).random((size, size), np.float32)
-            kept_OI = np.asarray(pattern.project(scores_OI))
-        rotation = self._rotation(kind, kept_OI)
-        chain, _, base = measure_kernel(
-            rotation, self._baseline, self._arguments.repeats
-        )
-        return base / chain
-
-    def _rotation(self, kind: str, kept_OI: np.ndarray) -> Rotation:
-        rng = np.random.default_rng(0)
-        w_OI = rng.standard_normal(kept_OI.shape, np.float32)
-        leaf = kernels.pack(kind, w_OI, kept_OI)
-        x_BI = rng.standard_normal((1, kept_OI.shape[1]), np.float32)
-        megabytes = self._arguments.megabytes
-        return Rotation(kernels.dot, leaf, leaf.nbytes, x_BI, megabytes)
-
-
 def packed_rows(directory, kinds, text, arguments, bandwidth) -> list[dict]:
     """Packs a directory in every type; what each takes, loses and gains."""
     reader, rows = io.open_blocks(directory), []
@@ -190,7 +150,7 @@ def packed_rows(directory, kinds, text, arguments, bandwidth) -> list[dict]:
     return rows
 
 
-def measure_model(directory, arguments, speeds: Kernels, bandwidth) -> list[dict]:
+def measure_model(directory, arguments, speedups: Speedups, bandwidth) -> list[dict]:
     """One row for every pattern and every type that holds it."""
     model = io.resolve(directory)
     if model.params is None or model.tokenizer is None:
@@ -233,7 +193,7 @@ def measure_model(directory, arguments, speeds: Kernels, bandwidth) -> list[dict
                 "pattern": pattern,
                 "loss_less_same_masks": row["loss"] - base["loss"],
                 "loss_less_dense": row["loss"] - before.loss,
-                "kernel_speedup": speeds.speedup(row["type"], shape),
+                "kernel_speedup": speedups.of(row["type"], shape),
             }
         rows += found
     mark_best(rows)
@@ -244,8 +204,6 @@ def mark_best(rows: list[dict]) -> None:
     """Sets best_at_bits and best_at_speed: no other row is better in both."""
 
     def unbeaten(row: dict, cost) -> bool:
-        if row["kernel_speedup"] is None:
-            return False
         mine = cost(row), row["loss"]
         return not any(
             cost(other) <= mine[0]
@@ -255,8 +213,9 @@ def mark_best(rows: list[dict]) -> None:
         )
 
     for row in rows:
+        timed = row["kernel_speedup"] is not None
         row["best_at_bits"] = unbeaten(row, lambda r: r["bits_per_weight"])
-        row["best_at_speed"] = unbeaten(row, lambda r: -(r["kernel_speedup"] or 0))
+        row["best_at_speed"] = timed and unbeaten(row, lambda r: -r["kernel_speedup"])
 
 
 def table(rows: list[dict]) -> str:
@@ -279,17 +238,22 @@ def table(rows: list[dict]) -> str:
             f"{row['bits_per_byte']:>10.4f}{row['decode']:>9.0f}"
             f"{'' if speedup is None else f'{speedup:.1f}x':>8} {marks:<2} {moved}"
         )
+    lines.append(
+        "b: no other row has both fewer bits and less loss; s: none has both a faster "
+        "kernel and less loss"
+    )
     return "\n".join(line.rstrip() for line in lines)
 
 
 def main() -> None:
     arguments = parse_arguments()
     host.keep_freed_memory()  # as the launchers do
-    speeds, rows = Kernels(arguments), []
+    sizes = arguments.kernel_size, arguments.megabytes, arguments.repeats
+    speedups, rows = Speedups(*sizes), []
     bandwidth = measure.read_bandwidth()
     for directory in arguments.models.split(","):
         try:
-            found = measure_model(directory, arguments, speeds, bandwidth)
+            found = measure_model(directory, arguments, speedups, bandwidth)
         except InputError as error:
             sys.exit(f"error: {error}")
         print(table(found), end="\n\n", flush=True)

@@ -3,6 +3,8 @@
 import time
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 
 def copies_of(nbytes: int, megabytes: int) -> int:
@@ -84,3 +86,43 @@ def measure(rotation, baseline, repeats: int) -> tuple[float, float, float]:
         for _ in range(repeats)
     ]
     return tuple(min(column) for column in zip(*times, strict=True))
+
+
+class Speedups:
+    """Speed-ups over dense_float32 of products with a random square matrix."""
+
+    def __init__(self, size: int, megabytes: int, repeats: int):
+        """Measures nothing yet.
+
+        Args:
+          size: rows and columns of the matrix; 0 = no speed-ups.
+          megabytes: as of `Rotation`.
+          repeats: as of `measure`.
+        """
+        self._size, self._megabytes, self._repeats = size, megabytes, repeats
+        self._known: dict[tuple[str, str], float] = {}
+        self._baseline: Rotation | None = None
+
+    def of(self, kind: str, pattern) -> float | None:
+        """The speed-up of a type, with the zeros of a pattern where it leaves any."""
+        if not self._size:
+            return None
+        key = kind, "" if kind.startswith("dense_") else str(pattern)
+        if key not in self._known:
+            self._baseline = self._baseline or self._rotation("dense_float32", None)
+            rotation = self._rotation(kind, pattern if key[1] else None)
+            chain, _, base = measure(rotation, self._baseline, self._repeats)
+            self._known[key] = base / chain
+        return self._known[key]
+
+    def _rotation(self, kind: str, pattern) -> Rotation:
+        from sparse_jax import kernels
+
+        rng, shape = np.random.default_rng(0), (self._size, self._size)
+        w_OI, kept_OI = rng.standard_normal(shape, np.float32), np.ones(shape, bool)
+        if pattern is not None:
+            kept_OI = np.asarray(pattern.project(rng.random(shape, np.float32)))
+        packed = kernels.pack(kind, w_OI, kept_OI)
+        leaf = jax.tree.map(jnp.asarray, packed)  # NumPy's arrays are copied per call
+        x_BI = jnp.asarray(rng.standard_normal((1, self._size), np.float32))
+        return Rotation(kernels.dot, leaf, packed.nbytes, x_BI, self._megabytes)

@@ -163,7 +163,7 @@ bool is_sparse_enough(const Call& call) {
   const double kept = static_cast<double>(leaf.arrays[2].shape[0]);
   const double density = kept / (static_cast<double>(leaf.n_out) * leaf.n_in);
   const int64_t lanes = ceil_div(call.x->batch, kLanes) * kLanes;
-  return density * static_cast<double>(lanes + 64) < 0.8 * call.x->batch;
+  return density * static_cast<double>(lanes + 64) < 0.62 * call.x->batch;
 }
 
 template <typename Value>

@@ -14,7 +14,7 @@ namespace SPARSE_JAX_ISA {
 namespace {
 
 constexpr int64_t kLanes = 64;        // rows of the batch at a time
-constexpr int64_t kSpmmInputs = 128;  // of a tile: 64 of its rows fit the first cache
+constexpr int64_t kSpmmInputs = 64;  // of a tile: its rows and weights fit the L1
 constexpr int kLaneGroups = kLanes / 16;
 
 // The weights of one panel and tile, and which inputs every output keeps, ascending.
@@ -82,7 +82,7 @@ inline void store_lanes(const Call& call, int64_t panel, const float* sums) {
 //   static void find_kept(const Leaf&, int64_t panel, int64_t first, int64_t last,
 //                         KeptWeights*);
 //   static void prefetch_tile(const Leaf&, int64_t panel, int64_t first, int64_t last);
-// for the inputs [first, last), at most 128 of them; `first` is a multiple of 64.
+// for the inputs [first, last), at most 64 of them; `first` is a multiple of 64.
 template <class Kernel>
 inline void spmm(const Call& call, int64_t begin, int64_t end) {
   const Activations& x = *call.x;
