@@ -90,7 +90,7 @@ Bytes put_together(const Parts& parts) {
   const uint64_t offset = content.size();
   content.insert(content.end(), index.begin(), index.end());
   std::copy_n("SJPACKED", 8, content.begin());
-  put_number(1, 4, content.data() + 8);
+  put_number(kVersion, 4, content.data() + 8);
   put_number(parts.size(), 4, content.data() + 44);
   mend_header(offset, &content);
   return content;

@@ -41,7 +41,8 @@ def mask_of(pattern: str, shape=(48, 256)) -> np.ndarray:
 @pytest.mark.parametrize(
     ("pattern", "floats", "int8", "int4"),
     [
-        ("0.1", "dense", "dense", "dense"),
+        ("0.03", "dense", "dense", "dense"),
+        ("0.2", "bitmask", "dense", "dense"),
         ("0.5", "bitmask", "ell", "dense"),
         ("8:16", "n16", "n16", "n16"),
         ("5:16", "n16", "n16", "n16"),

@@ -13,7 +13,6 @@ namespace {
 
 constexpr char kMagic[] = "SJPACKED";
 constexpr size_t kMagicBytes = 8;
-constexpr uint32_t kVersion = 2;
 constexpr uint64_t kPage = 4096;  // bytes before the first array
 constexpr uint64_t kAlignment = 64;
 constexpr uint64_t kMaxRank = 4;

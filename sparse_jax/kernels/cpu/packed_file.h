@@ -13,6 +13,8 @@
 
 namespace sparse_jax {
 
+constexpr uint32_t kVersion = 2;  // of the files that are read
+
 // The dtypes of arrays; the number is their code in the file.
 enum class FileDtype : uint8_t {
   kUint8,
