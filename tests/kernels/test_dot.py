@@ -14,7 +14,8 @@ from sparse_jax.types import InputError
 from tests.kernels.matrices import activations, matrix, shape_for
 
 NATIVE = native.supported_isas()
-BATCHES = (1, 3, 9, 66)  # decoding, small batches of both kinds, prefill
+# Decoding, small batches of both kinds, prefill in one chunk of rows and in two.
+BATCHES = (1, 3, 9, 66, 300)
 SHAPES = ((1, 1), (40, 176), (100, 336))
 formats = pytest.mark.parametrize("name", kernels.FORMATS)
 native_ones = pytest.mark.parametrize("implementation", NATIVE)

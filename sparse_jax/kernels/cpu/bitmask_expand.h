@@ -2,6 +2,8 @@
 #ifndef SPARSE_JAX_KERNELS_CPU_BITMASK_EXPAND_H_
 #define SPARSE_JAX_KERNELS_CPU_BITMASK_EXPAND_H_
 
+#include <string.h>
+
 #include "simd.h"
 
 namespace sparse_jax {
@@ -106,47 +108,83 @@ inline Floats expand_values(unsigned mask, const Value* values) {
 
 #endif
 
-// Writes `first` + the positions of the bits that are set, ascending; returns how many.
-// May write 64 bytes whatever the bits.
-inline int list_bits(uint64_t bits, int first, uint8_t* positions) {
+// For every byte, the positions of the bits that are set, ascending.
+struct BitTable {
+  uint8_t positions[256][8];
+
+  constexpr BitTable() : positions() {
+    for (int byte = 0; byte < 256; ++byte) {
+      int next = 0;
+      for (int bit = 0; bit < 8; ++bit) {
+        if ((byte >> bit) & 1) positions[byte][next++] = static_cast<uint8_t>(bit);
+      }
+    }
+  }
+};
+
+constexpr BitTable kBitTable;
+
+// Writes the positions of the bits that are set, ascending; returns how many. May write
+// 64 bytes whatever the bits.
+inline int list_bits(uint64_t bits, uint8_t* positions) {
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI2__)
   alignas(64) static constexpr uint8_t kPositions[64] = {
       0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,  //
       16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31,  //
       32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47,  //
       48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
-  const __m512i all = _mm512_add_epi8(_mm512_load_si512(kPositions),
-                                      _mm512_set1_epi8(static_cast<char>(first)));
+  const __m512i all = _mm512_load_si512(kPositions);
   _mm512_storeu_si512(positions, _mm512_maskz_compress_epi8(bits, all));
   return __builtin_popcountll(bits);
 #else
   int count = 0;
-  for (; bits != 0; bits &= bits - 1) {
-    positions[count++] = static_cast<uint8_t>(first + __builtin_ctzll(bits));
+  for (int byte = 0; byte < 8; ++byte, bits >>= 8) {
+    uint64_t eight;
+    memcpy(&eight, kBitTable.positions[bits & 255], sizeof eight);
+    eight += byte * uint64_t{0x0808080808080808};
+    memcpy(positions + count, &eight, sizeof eight);
+    count += count_bits(bits & 255);
   }
   return count;
 #endif
 }
 
-// 16 masks over outputs as 16 masks over inputs.
-inline void transpose_masks(const uint16_t* masks, uint16_t (&by_output)[16]) {
-#if defined(__AVX2__)
-  const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(masks));
-  const __m128i a = _mm256_castsi256_si128(all), b = _mm256_extracti128_si256(all, 1);
-  const __m128i byte = _mm_set1_epi16(255);
-  __m128i low = _mm_packus_epi16(_mm_and_si128(a, byte), _mm_and_si128(b, byte));
-  __m128i high = _mm_packus_epi16(_mm_srli_epi16(a, 8), _mm_srli_epi16(b, 8));
-  for (int output = 7; output >= 0; --output) {
-    by_output[output] = static_cast<uint16_t>(_mm_movemask_epi8(low));
-    by_output[8 + output] = static_cast<uint16_t>(_mm_movemask_epi8(high));
-    low = _mm_add_epi8(low, low);  // the next bit to the top of its byte
-    high = _mm_add_epi8(high, high);
+// 64 masks over outputs as 16 masks over inputs.
+inline void transpose_masks(const uint16_t* masks, uint64_t (&by_output)[16]) {
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI2__)
+  const __m512i low = load_bytes(masks), high = load_bytes(masks + 32);
+#pragma GCC unroll 16
+  for (int output = 0; output < 16; ++output) {
+    const __m512i bit = _mm512_set1_epi16(static_cast<int16_t>(1 << output));
+    const uint64_t upper = _mm512_test_epi16_mask(high, bit);
+    by_output[output] = upper << 32 | _mm512_test_epi16_mask(low, bit);
+  }
+#elif defined(__AVX2__)
+  uint32_t half[2][16];
+  const __m256i byte = _mm256_set1_epi16(255);
+  for (int i = 0; i < 2; ++i) {
+    const __m256i a = load_bytes(masks + 32 * i), b = load_bytes(masks + 32 * i + 16);
+    // Packing works in halves of registers: their order is put right.
+    __m256i low = _mm256_permute4x64_epi64(
+        _mm256_packus_epi16(_mm256_and_si256(a, byte), _mm256_and_si256(b, byte)),
+        0xd8);
+    __m256i high = _mm256_permute4x64_epi64(
+        _mm256_packus_epi16(_mm256_srli_epi16(a, 8), _mm256_srli_epi16(b, 8)), 0xd8);
+    for (int output = 7; output >= 0; --output) {
+      half[i][output] = static_cast<uint32_t>(_mm256_movemask_epi8(low));
+      half[i][8 + output] = static_cast<uint32_t>(_mm256_movemask_epi8(high));
+      low = _mm256_add_epi8(low, low);  // the next bit to the top of its byte
+      high = _mm256_add_epi8(high, high);
+    }
+  }
+  for (int output = 0; output < 16; ++output) {
+    by_output[output] = uint64_t{half[1][output]} << 32 | half[0][output];
   }
 #else
   for (int output = 0; output < 16; ++output) {
     by_output[output] = 0;
-    for (int i = 0; i < 16; ++i) {
-      by_output[output] |= static_cast<uint16_t>(((masks[i] >> output) & 1) << i);
+    for (int i = 0; i < 64; ++i) {
+      by_output[output] |= uint64_t{(masks[i] >> output) & 1u} << i;
     }
   }
 #endif

@@ -4,9 +4,9 @@
 //   n16_bfloat16  blocks uint8 [panels, superblocks, N, 32 + 128]
 #include <string.h>
 
-#include "gemm.h"
 #include "n16_kernels.h"
 #include "n16_superblock.h"
+#include "spmm.h"
 
 namespace sparse_jax {
 namespace SPARSE_JAX_ISA {
@@ -32,7 +32,6 @@ inline int value_index(const uint16_t*, int half, int j, int lane) {
 
 template <typename Value, int kSlots>
 struct N16Floats {
-  static constexpr bool kCodes = false;
   static constexpr int kStep = kIdBytes + kStepWeights * sizeof(Value);
 
   template <int kStreams, int kBatch>
@@ -66,67 +65,91 @@ struct N16Floats {
       store_outputs(call, row, panels[s], total(sums[s], slots % 4 != 0));
     }
   }
+};
 
-  static const float* expand(const Leaf& leaf, int64_t panel, int64_t first,
-                             int64_t last, float* tile) {
-    const int slots = static_cast<int>(leaf.arrays[0].shape[2]);
-    memset(tile, 0, (last - first) * kPanel * sizeof(float));
-    const uint8_t* step =
-        panel_blocks(leaf, panel) + first / kSuperblock * slots * kStep;
-    for (int64_t k = 0; k < last - first; k += kSuperblock) {
-      float* superblock = tile + k * kPanel;
-      for (int i = 0; i < slots; ++i, step += kStep) {
-        if (i < slots / 4 * 4) {
-          expand_quad(step, superblock + i / (slots / 4) * 16 * kPanel);
-        } else {
-          expand_rest(step, superblock);
-        }
-      }
-    }
-    return tile;
-  }
+// The weights of one superblock where they lie, and its ids as bytes.
+template <typename Value, int kSlots>
+struct N16Tile {
+  static constexpr int kStep = kIdBytes + kStepWeights * sizeof(Value);
 
-  static void expand_quad(const uint8_t* step, float* tile) {
-    const Value* values = reinterpret_cast<const Value*>(step + kIdBytes);
-    for (int half = 0; half < 2; ++half) {
-      for (int j = 0; j < 4; ++j) {
-        for (int lane = 0; lane < 8; ++lane) {
-          const int id = nibble(step[16 * (lane / 4) + 4 * j + lane % 4], half);
-          tile[id * kPanel + 8 * half + lane] =
-              widen(values[value_index(values, half, j, lane)]);
-        }
+  const uint8_t* steps;
+  int slots;
+  uint8_t ids[kMaxSlots][2][kIdBytes];  // low nibbles, high ones
+
+  void load(const Leaf& leaf, int64_t panel, int64_t first, int64_t) {
+    slots = static_cast<int>(leaf.arrays[0].shape[2]);
+    const int64_t at = first / kSuperblock * slots * kStep;
+    const int64_t next = panel + 1 < panels_of(leaf) ? panel + 1 : panel;
+    steps = panel_blocks(leaf, panel) + at;
+    // Too short for the hardware's prefetchers.
+    prefetch_ahead<0>(panel_blocks(leaf, next) + at, slots * kStep);
+    for (int step = 0; step < slots; ++step) {
+      for (int i = 0; i < kIdBytes; ++i) {
+        const uint8_t byte = steps[step * kStep + i];
+        ids[step][0][i] = byte & 15;
+        ids[step][1][i] = byte >> 4;
       }
     }
   }
 
-  static void expand_rest(const uint8_t* step, float* tile) {
-    const Value* values = reinterpret_cast<const Value*>(step + kIdBytes);
-    for (int half = 0; half < 2; ++half) {
-      for (int j = 0; j < 4; ++j) {
-        for (int lane = 0; lane < 8; ++lane) {
-          const int output = 4 * j + lane % 4;
-          const int input =
-              16 * (2 * half + lane / 4) + nibble(step[16 * (lane / 4) + output], half);
-          tile[input * kPanel + output] =
-              widen(values[value_index(values, half, j, lane)]);
+  template <int kGroups>
+  void add_output(int output, const float* lanes, LaneSums<kGroups>* sums) const {
+    constexpr int kSets = LaneSums<kGroups>::kSets;
+    // Unrolled for whole blocks of the batch and the common N.
+    const int n = kSlots > 0 && kGroups == 4 ? kSlots : slots;
+    const int half = output / 8, lane = output % 8;
+    const uint8_t* quad_ids = ids[0][half] + 16 * (lane / 4) + lane % 4;
+    int step = 0;
+#pragma GCC unroll 4
+    for (int block = 0; block < 4; ++block, lanes += 16 * kLanes) {
+#pragma GCC unroll 4
+      for (int quad = 0; quad < n / 4; ++quad, ++step) {
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+          const int input = quad_ids[kStepWeights * step + 4 * j];
+          sums->add_product(j % kSets, set1(weight(step, half, j, lane)),
+                            lanes + input * kLanes);
         }
       }
     }
+    lanes -= kTileLanes;
+#pragma GCC unroll 4
+    for (int rest = 0; rest < n % 4; ++rest, ++step) {
+#pragma GCC unroll 4
+      for (int block = 0; block < 4; ++block) {
+        const int input = ids[step][block / 2][16 * (block % 2) + output];
+        const int lane = 4 * (block % 2) + output % 4;
+        sums->add_product(block % kSets,
+                          set1(weight(step, block / 2, output / 4, lane)),
+                          lanes + (16 * block + input) * kLanes);
+      }
+    }
+  }
+
+  float weight(int step, int half, int j, int lane) const {
+    const Value* values =
+        reinterpret_cast<const Value*>(steps + step * kStep + kIdBytes);
+    return widen(values[value_index(values, half, j, lane)]);
   }
 };
 
+template <typename Value, int kSlots>
+void run_slots(const Call& call, int64_t begin, int64_t end) {
+  if (call.x->batch >= 8) return spmm<N16Tile<Value, kSlots>>(call, begin, end);
+  sweep<N16Floats<Value, kSlots>>(call, begin, end);
+}
+
 template <typename Value>
 void run_floats(const Call& call, int64_t begin, int64_t end) {
-  if (call.x->batch >= 8) return gemm<N16Floats<Value, 0>>(call, begin, end);
   switch (call.leaf->arrays[0].shape[2]) {
     case 4:
-      return sweep<N16Floats<Value, 4>>(call, begin, end);
+      return run_slots<Value, 4>(call, begin, end);
     case 5:
-      return sweep<N16Floats<Value, 5>>(call, begin, end);
+      return run_slots<Value, 5>(call, begin, end);
     case 8:
-      return sweep<N16Floats<Value, 8>>(call, begin, end);
+      return run_slots<Value, 8>(call, begin, end);
     default:
-      return sweep<N16Floats<Value, 0>>(call, begin, end);
+      return run_slots<Value, 0>(call, begin, end);
   }
 }
 

@@ -30,6 +30,7 @@ namespace sparse_jax {
 namespace SPARSE_JAX_ISA {
 namespace {
 
+constexpr int kMaxSlots = 16;
 constexpr int kIdBytes = 32;  // of one step
 constexpr int kStepWeights = 64;
 constexpr int kInt8Step = kIdBytes + kStepWeights;

@@ -1,5 +1,5 @@
-// Prefill where few weights are kept: lanes are rows of the batch, and every kept
-// weight costs one multiplication of 64 of them.
+// Prefill with sparse weights: lanes are rows of the batch, and every kept weight costs
+// one multiplication of up to 64 of them.
 #ifndef SPARSE_JAX_KERNELS_CPU_SPMM_H_
 #define SPARSE_JAX_KERNELS_CPU_SPMM_H_
 
@@ -13,108 +13,159 @@ namespace sparse_jax {
 namespace SPARSE_JAX_ISA {
 namespace {
 
-constexpr int64_t kLanes = 64;        // rows of the batch at a time
-constexpr int64_t kSpmmInputs = 64;  // of a tile: its rows and weights fit the L1
-constexpr int kLaneGroups = kLanes / 16;
+constexpr int64_t kLanes = 64;  // rows of the batch at a time
+// Inputs of a tile: its rows and weights fit the first-level cache.
+constexpr int64_t kSpmmInputs = kSuperblock;
+constexpr int64_t kTileLanes = kSpmmInputs * kLanes;
+// Rows that share what is found of the weights, and panels that share a tile's rows:
+// their sums fit the second-level cache.
+constexpr int64_t kSpmmRows = 256;
+constexpr int64_t kSpmmPanels = 8;
 
-// The weights of one panel and tile, and which inputs every output keeps, ascending.
-struct KeptWeights {
-  alignas(64) float tile[kSpmmInputs * kPanel];  // [input][output]
-  int count[kPanel];
-  uint8_t input[kPanel][kSpmmInputs + 64];  // room for whole registers
-};
+inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// x transposed: [rows / 64][inputs][64], zero past the batch.
-inline void transpose_rows(const Activations& x, int64_t first, int64_t n,
-                           float* lanes) {
-  const int64_t blocks = ceil_div(x.batch, kLanes);
-  memset(lanes, 0, blocks * n * kLanes * sizeof(float));
-  for (int64_t row = 0; row < x.batch; ++row) {
-    const float* values = x.values + row * x.padded + first;
-    float* out = lanes + row / kLanes * n * kLanes + row % kLanes;
-    for (int64_t k = 0; k < n; ++k) out[k * kLanes] = values[k];
-  }
-}
+// One output of 16 * kGroups rows. Several sets of sums where the registers hold them:
+// one would wait for itself.
+template <int kGroups>
+struct LaneSums {
+  static constexpr int kSets = kGemmRows > 8 ? 16 / kGroups : 4 / kGroups;
+  Floats sum[kSets][kGroups];
 
-// Adds one output's kept weights times 64 rows to sums[64].
-inline void add_output(const KeptWeights& kept, int64_t output, const float* lanes,
-                       float* sums) {
-  // Two sets of sums where the registers hold them: one would wait for itself.
-  constexpr int kSets = kGemmRows > 8 ? 2 : 1;
-  const float* weights = kept.tile + output;
-  const uint8_t* input = kept.input[output];
-  const int count = kept.count[output];
-  Floats sum[kSets][kLaneGroups];
-  for (int j = 0; j < kLaneGroups; ++j) {
-    sum[0][j] = load(sums + 16 * j);
-    for (int set = 1; set < kSets; ++set) sum[set][j] = zeros();
-  }
-  const auto add_one = [&](int i, Floats(&set)[kLaneGroups]) {
-    const Floats w = set1(weights[input[i] * kPanel]);
-    const float* x = lanes + input[i] * kLanes;
+  explicit LaneSums(const float* sums) {
 #pragma GCC unroll 4
-    for (int j = 0; j < kLaneGroups; ++j) set[j] = fma(w, load(x + 16 * j), set[j]);
-  };
-  int i = 0;
-  for (; i + kSets <= count; i += kSets) {
-#pragma GCC unroll 2
-    for (int set = 0; set < kSets; ++set) add_one(i + set, sum[set]);
-  }
-  if (i < count) add_one(i, sum[0]);
-  for (int j = 0; j < kLaneGroups; ++j) {
-    store(sums + 16 * j, kSets == 1 ? sum[0][j] : add(sum[0][j], sum[kSets - 1][j]));
-  }
-}
-
-// y of one panel from sums [rows / 64][16 outputs][64].
-inline void store_lanes(const Call& call, int64_t panel, const float* sums) {
-  const int64_t n_out = call.leaf->n_out, first = panel * kPanel;
-  const int64_t outputs = n_out - first < kPanel ? n_out - first : kPanel;
-  for (int64_t row = 0; row < call.x->batch; ++row) {
-    const float* lane = sums + row / kLanes * kPanel * kLanes + row % kLanes;
-    for (int64_t r = 0; r < outputs; ++r) {
-      call.y[row * n_out + first + r] = lane[r * kLanes];
+    for (int j = 0; j < kGroups; ++j) sum[0][j] = load(sums + 16 * j);
+#pragma GCC unroll 16
+    for (int set = 1; set < kSets; ++set) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kGroups; ++j) sum[set][j] = zeros();
     }
   }
+
+  void add_product(int set, const Floats& w, const float* x) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kGroups; ++j) {
+      sum[set][j] = fma(w, load(x + 16 * j), sum[set][j]);
+    }
+  }
+
+  void store_to(float* sums) const {
+#pragma GCC unroll 4
+    for (int j = 0; j < kGroups; ++j) {
+      Floats total = sum[0][j];
+#pragma GCC unroll 16
+      for (int set = 1; set < kSets; ++set) total = add(total, sum[set][j]);
+      store(sums + 16 * j, total);
+    }
+  }
+};
+
+// Whole registers in whole lines of the cache; `count` is a multiple of 16.
+inline float* aligned_floats(int64_t count) {
+  return static_cast<float*>(aligned_alloc(64, count * sizeof(float)));
 }
 
-// A Kernel is a struct with
-//   static void find_kept(const Leaf&, int64_t panel, int64_t first, int64_t last,
-//                         KeptWeights*);
-//   static void prefetch_tile(const Leaf&, int64_t panel, int64_t first, int64_t last);
-// for the inputs [first, last), at most 64 of them; `first` is a multiple of 64.
-template <class Kernel>
-inline void spmm(const Call& call, int64_t begin, int64_t end) {
-  const Activations& x = *call.x;
-  const int64_t blocks = ceil_div(x.batch, kLanes);
-  const int64_t panel_sums = blocks * kPanel * kLanes;
-  float* sums = static_cast<float*>(calloc((end - begin) * panel_sums, sizeof(float)));
-  float* lanes =
-      static_cast<float*>(malloc(blocks * kSpmmInputs * kLanes * sizeof(float)));
-  KeptWeights kept;
+// The rows [row, row + rows) of x transposed: [tiles][rows / 64][inputs][64], zero past
+// the rows and the inputs. The tiles that no active input lies in stay as they were.
+inline void transpose_rows(const Activations& x, int64_t row, int64_t rows,
+                           float* lanes) {
+  const int64_t size = ceil_div(rows, kLanes) * kTileLanes;
   for (int r = 0; r < x.n_superblock_runs; ++r) {
-    const int64_t run_end = x.superblock_runs[r].last * kSuperblock;
-    const int64_t stop = run_end < x.n_in ? run_end : x.n_in;
-    int64_t first = x.superblock_runs[r].first * kSuperblock;
-    for (; first < stop; first += kSpmmInputs) {
-      const int64_t n = stop - first < kSpmmInputs ? stop - first : kSpmmInputs;
-      transpose_rows(x, first, n, lanes);
-      for (int64_t p = begin; p < end; ++p) {
-        if (p + 1 < end) {
-          Kernel::prefetch_tile(*call.leaf, call.panels[p + 1], first, first + n);
-        }
-        Kernel::find_kept(*call.leaf, call.panels[p], first, first + n, &kept);
-        float* out = sums + (p - begin) * panel_sums;
-        for (int64_t block = 0; block < blocks; ++block) {
-          for (int64_t o = 0; o < kPanel; ++o, out += kLanes) {
-            add_output(kept, o, lanes + block * n * kLanes, out);
-          }
-        }
+    const Run run = x.superblock_runs[r];
+    for (int64_t tile = run.first; tile < run.last; ++tile) {
+      const int64_t first = tile * kSpmmInputs;
+      const int64_t n = min_of(x.n_in - first, kSpmmInputs);
+      memset(lanes + tile * size, 0, size * sizeof(float));
+      for (int64_t i = 0; i < rows; ++i) {
+        const float* values = x.values + (row + i) * x.padded + first;
+        float* out = lanes + tile * size + i / kLanes * kTileLanes + i % kLanes;
+        for (int64_t k = 0; k < n; ++k) out[k * kLanes] = values[k];
       }
     }
   }
-  for (int64_t p = begin; p < end; ++p) {
-    store_lanes(call, call.panels[p], sums + (p - begin) * panel_sums);
+}
+
+// y of one panel and the rows [row, row + rows) from sums [rows / 64][16 outputs][64].
+inline void store_lanes(const Call& call, int64_t panel, int64_t row, int64_t rows,
+                        const float* sums) {
+  const int64_t n_out = call.leaf->n_out, first = panel * kPanel;
+  const int64_t outputs = min_of(n_out - first, kPanel);
+  for (int64_t i = 0; i < rows; ++i) {
+    const float* lane = sums + i / kLanes * kPanel * kLanes + i % kLanes;
+    float* y = call.y + (row + i) * n_out + first;
+    for (int64_t o = 0; o < outputs; ++o) y[o] = lane[o * kLanes];
+  }
+}
+
+template <class Tile, int kGroups>
+inline void add_outputs(const Tile& tile, const float* lanes, float* sums) {
+  for (int o = 0; o < kPanel; ++o) {
+    LaneSums<kGroups> output(sums + o * kLanes);
+    tile.add_output(o, lanes, &output);
+    output.store_to(sums + o * kLanes);
+  }
+}
+
+// sums[rows / 64][16 outputs][64] += a tile's weights times its rows.
+template <class Tile>
+inline void add_tile(const Tile& tile, const float* lanes, int64_t rows, float* sums) {
+  for (; rows > 0; rows -= kLanes, lanes += kTileLanes, sums += kPanel * kLanes) {
+    if (rows > 48) {
+      add_outputs<Tile, 4>(tile, lanes, sums);
+    } else if (rows > 32) {
+      add_outputs<Tile, 3>(tile, lanes, sums);
+    } else if (rows > 16) {
+      add_outputs<Tile, 2>(tile, lanes, sums);
+    } else {
+      add_outputs<Tile, 1>(tile, lanes, sums);
+    }
+  }
+}
+
+// A Tile is the weights of one panel for 64 inputs, with
+//   void load(const Leaf&, int64_t panel, int64_t first, int64_t last);
+//   template <int kGroups>
+//   void add_output(int output, const float* lanes, LaneSums<kGroups>* sums) const;
+// for the inputs [first, last); `first` is a multiple of 64, `lanes` [64 inputs][64].
+template <class Tile>
+inline void add_panels(const Call& call, const int32_t* panels, int64_t n_panels,
+                       const float* lanes, int64_t rows, float* sums) {
+  const Activations& x = *call.x;
+  const int64_t blocks = ceil_div(rows, kLanes);
+  Tile tile;
+  for (int r = 0; r < x.n_superblock_runs; ++r) {
+    const Run run = x.superblock_runs[r];
+    for (int64_t i = run.first; i < run.last; ++i) {
+      const int64_t first = i * kSpmmInputs;
+      const int64_t last = min_of(first + kSpmmInputs, x.n_in);
+      for (int64_t p = 0; p < n_panels; ++p) {
+        tile.load(*call.leaf, panels[p], first, last);
+        add_tile(tile, lanes + i * blocks * kTileLanes, rows,
+                 sums + p * blocks * kPanel * kLanes);
+      }
+    }
+  }
+}
+
+template <class Tile>
+inline void spmm(const Call& call, int64_t begin, int64_t end) {
+  const Activations& x = *call.x;
+  const int64_t blocks = ceil_div(min_of(x.batch, kSpmmRows), kLanes);
+  const int64_t panel_sums = blocks * kPanel * kLanes;
+  float* lanes = aligned_floats(ceil_div(x.n_in, kSpmmInputs) * blocks * kTileLanes);
+  float* sums = aligned_floats(kSpmmPanels * panel_sums);
+  for (int64_t row = 0; row < x.batch; row += kSpmmRows) {
+    const int64_t rows = min_of(x.batch - row, kSpmmRows);
+    const int64_t stride = ceil_div(rows, kLanes) * kPanel * kLanes;
+    transpose_rows(x, row, rows, lanes);
+    for (int64_t first = begin; first < end; first += kSpmmPanels) {
+      const int32_t* panels = call.panels + first;
+      const int64_t n_panels = min_of(end - first, kSpmmPanels);
+      memset(sums, 0, n_panels * stride * sizeof(float));
+      add_panels<Tile>(call, panels, n_panels, lanes, rows, sums);
+      for (int64_t p = 0; p < n_panels; ++p) {
+        store_lanes(call, panels[p], row, rows, sums + p * stride);
+      }
+    }
   }
   free(lanes);
   free(sums);
