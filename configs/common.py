@@ -98,17 +98,20 @@ def smoke(recipe: Recipe, *retrain: Retrain) -> Recipe:
     )
 
 
-def llama2_7b(name: str, *retrain: Retrain) -> Recipe:
-    """Llama-2-7B on web text and Python, for a pod of 256 chips.
+def llama2(
+    size: str, name: str, *retrain: Retrain, mesh: MeshConfig, accumulate: int
+) -> Recipe:
+    """A Llama 2 on web text and Python, for a pod.
 
     The weights come from `--config.init=DIR`, which brings its tokenizer. Batch, length
     and mixture are not published (arXiv 2405.03594); these are Llama 2's own.
+    `launch/plan.py` says what it needs of a machine.
     """
     return Recipe(
-        name=f"{name}_llama2_7b",
-        model=sizes.get("llama2_7b"),
+        name=f"{name}_{size}",
+        model=sizes.get(size),
         compute=Compute(dtype="bfloat16", remat="block"),
-        mesh=MeshConfig(fsdp=256),
+        mesh=mesh,
         data=DataConfig(
             sources={
                 "web": SourceConfig(path="data/slimpajama/*.jsonl.gz", weight=0.9),
@@ -118,8 +121,9 @@ def llama2_7b(name: str, *retrain: Retrain) -> Recipe:
         ),
         train=TrainConfig(
             steps=tokens_to_steps(2e12),
-            batch_size=TOKENS_7B // 4096,
+            batch_size=TOKENS_LLAMA2 // 4096,
             seq_len=4096,
+            accumulate=accumulate,
             schedule=ScheduleConfig(kind="linear", peak=3e-4, final_ratio=0.0),
             checkpoint_every=500,
         ),
@@ -128,13 +132,25 @@ def llama2_7b(name: str, *retrain: Retrain) -> Recipe:
     )
 
 
-TOKENS_7B = 1024 * 4096
-"""Tokens per step of the 7B runs."""
+def llama2_7b(name: str, *retrain: Retrain) -> Recipe:
+    """Llama-2-7B for 256 chips of 16 GiB, such as v5e:16x16."""
+    options = {"mesh": MeshConfig(fsdp=256), "accumulate": 4}
+    return llama2("llama2_7b", name, *retrain, **options)
+
+
+def llama2_70b(name: str, *retrain: Retrain) -> Recipe:
+    """Llama-2-70B for 512 chips of 96 GiB, such as v5p:8x8x8."""
+    options = {"mesh": MeshConfig(fsdp=512), "accumulate": 2}
+    return llama2("llama2_70b", name, *retrain, **options)
+
+
+TOKENS_LLAMA2 = 1024 * 4096
+"""Tokens per step of the Llama 2 runs."""
 
 
 def tokens_to_steps(tokens: float) -> int:
-    """Steps of a 7B run that read so many tokens."""
-    return round(tokens / TOKENS_7B)
+    """Steps of a Llama 2 run that read so many tokens."""
+    return round(tokens / TOKENS_LLAMA2)
 
 
 def with_small_dense(recipe: Recipe, **shape: int) -> Recipe:

@@ -17,6 +17,7 @@ text), `:wanda`, `:sparsegpt` (also with no name), `:sparsegpt_refit`, `:admm`.
     --config.allocation.kind=owl             or error, output: sparsity spread unevenly
     --config.dtype=bfloat16                  of the stored weights
     --config.spool=DIR                       activations on disk instead of in memory
+    --config.mesh.fsdp=8                     all devices of this machine
 
 Where 16 does not divide the inputs of `down`, a rule names another pattern for it; the
 first rule that matches a path counts:

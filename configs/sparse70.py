@@ -13,6 +13,8 @@ same batches with the same schedules, and one-shot pruning by three solvers.
         --config.init=DIR --config.data.sources.web.path=... \
         --config.data.sources.python.path=...
         The paper's run for 256 accelerators: 45 B tokens at 50 %, 100 B more at 70 %.
+    python launch/plan.py --config=configs/sparse70.py:llama2_70b --topology=v5p:8x8x8
+        The same recipe for Llama-2-70B on 512 chips, planned before it is paid for.
 
 `--config.stages.small_dense.enabled=True` adds a dense model with as many parameters as
 the 70 % sparse one has non-zeros, trained on as many tokens.
@@ -22,7 +24,8 @@ from configs import common
 
 
 def get_config(arg: str | None = None):
-    variants = {None: embedded, "smoke": smoke, "llama2_7b": llama2_7b}
+    variants = {None: embedded, "smoke": smoke}
+    variants |= {"llama2_7b": llama2_7b, "llama2_70b": llama2_70b}
     return common.to_config(common.pick(variants, arg)())
 
 
@@ -43,9 +46,17 @@ def smoke():
 
 
 def llama2_7b():
-    peak = {"peak": 3e-4, "control_peak": 3e-4}
-    return common.llama2_7b(
-        "sparse70",
-        common.Retrain(sparsity=0.5, steps=common.tokens_to_steps(45e9), **peak),
-        common.Retrain(sparsity=0.7, steps=common.tokens_to_steps(100e9), **peak),
+    return common.llama2_7b("sparse70", *paper_retrain(peak=3e-4))
+
+
+def llama2_70b():
+    # Llama 2's own peak for this size; the paper stops at 7B.
+    return common.llama2_70b("sparse70", *paper_retrain(peak=1.5e-4))
+
+
+def paper_retrain(peak: float):
+    rates = {"peak": peak, "control_peak": peak}
+    return (
+        common.Retrain(sparsity=0.5, steps=common.tokens_to_steps(45e9), **rates),
+        common.Retrain(sparsity=0.7, steps=common.tokens_to_steps(100e9), **rates),
     )

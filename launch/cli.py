@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
+import ending
 from absl import app, flags
 from absl import logging as absl_logging
 
@@ -18,14 +19,9 @@ T = TypeVar("T")
 # Config files import `configs.common`, wherever the launcher is started from.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-_DISK = re.compile(
-    "No space left on device|Read-only file system|Permission denied"
-    "|File too large|Disk quota exceeded"
-)
-
 
 def run(main: Callable[[], None], *, keep_memory: bool = True) -> None:
-    """Parses flags and runs `main`; bad input ends in one sentence and exit code 2.
+    """Parses flags and runs `main`; failures end as in `ending`.
 
     Args:
       main: takes its arguments from the flags.
@@ -37,59 +33,29 @@ def run(main: Callable[[], None], *, keep_memory: bool = True) -> None:
     # So does asyncio with what orbax's other writers meet then.
     for logger in (absl_logging.get_absl_logger(), logging.getLogger("asyncio")):
         logger.addFilter(lambda record: not record.exc_info)
-    sys.unraisablehook = _unraisable
+    sys.unraisablehook = ending.unraisable
     logging.getLogger("jax").setLevel(logging.WARNING)  # and jax every backend it lacks
     if keep_memory:
         host.keep_freed_memory()
-    app.run(lambda _: _guarded(main), flags_parser=_parse)
-
-
-def _guarded(main: Callable[[], None]) -> None:
-    try:
-        main()
-    except InputError as error:
-        _stop(str(error))
-    except KeyboardInterrupt:
-        _stop("interrupted; run the same command again to continue")
-    except Exception as error:
-        if found := _DISK.search(str(error)):
-            _stop(
-                f"{_path_in(error)}: cannot be written ({found[0]}); put it right and "
-                "run the same command again to continue"
-            )
-        raise
-
-
-def _path_in(error: Exception) -> str:
-    """The file that a system's error, or a sentence of orbax, is about."""
-    if isinstance(error, OSError) and error.filename:
-        return str(error.filename)
-    quoted = re.search(r"""["'](/[^"']+)["']""", str(error))
-    return quoted[1].partition(".orbax-checkpoint-tmp")[0] if quoted else "a file"
-
-
-def _unraisable(found) -> None:
-    # Orbax's writers that outlive a failed save; the failure itself is reported.
-    if str(found.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(found)
+    app.run(lambda _: ending.guarded(main), flags_parser=_parse)
 
 
 def _parse(arguments: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(arguments)
     except flags.Error as error:
-        _stop(_flag_error(error))
+        ending.stop(_flag_error(error))
     except (AttributeError, KeyError) as error:
         # ml_collections' errors for a field that the config does not have.
         if sentence := _unknown_field(arguments, str(error)):
-            _stop(sentence)
+            ending.stop(sentence)
         raise  # an error inside the config file
     except OSError as error:
-        _stop(_missing_config(error))
+        ending.stop(_missing_config(error))
     except InputError as error:
-        _stop(str(error))
+        ending.stop(str(error))
     if len(rest) > 1:
-        _stop(f"{rest[1]!r} is not a flag; flags look like --config=FILE")
+        ending.stop(f"{rest[1]!r} is not a flag; flags look like --config=FILE")
     return rest
 
 
@@ -119,11 +85,6 @@ def _missing_config(error: OSError) -> str:
     """ml_collections lists every place it has tried over many lines."""
     found = re.search(r"No such file or directory: '([^']+)'", str(error))
     return f"{found[1]}: there is no such config file" if found else str(error)
-
-
-def _stop(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
 
 
 def build(cls: type[T], config) -> T:

@@ -1,5 +1,6 @@
 """The seams of every layer: one matmul, one mask application, one attention."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
@@ -9,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from sparse_jax import kernels
 from sparse_jax.kernels import PANEL, Packed
+from sparse_jax.types import Tree
 
 MaskMode = Literal["fixed", "straight_through"]
 
@@ -89,27 +91,43 @@ def effective_weight(
     return w + jax.lax.stop_gradient(masked - w)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Causal:
+    """Which keys a query may see: its own and those before it, in its document.
+
+    Attributes:
+      segment_ids: document of every token, int [B, T]; None = one.
+      implementation: see `kernels.attention.causal_attention`.
+    """
+
+    segment_ids: Tree = None
+    implementation: str = dataclasses.field(default="scores", metadata={"static": True})
+
+
 def attention(
     q_BTNH: Float[Array, "B T N H"],
     k_BSKH: Float[Array, "B S K H"],
     v_BSKH: Float[Array, "B S K H"],
-    mask_B1TS: Bool[Array, "#B 1 T S"],
+    visible: Bool[Array, "#B 1 T S"] | Causal,
 ) -> Float[Array, "B T N H"]:
     """Grouped-query attention, softmax in float32.
 
-        softmax(q k^T / sqrt(H)) v, where `mask` is True for the keys a query may see
+        softmax(q k^T / sqrt(H)) v over the keys that a query may see
 
-    Query head n reads key/value head n // (N / K).
+    Args:
+      q_BTNH: queries.
+      k_BSKH: keys; query head n reads key/value head n // (N / K).
+      v_BSKH: values.
+      visible: a mask, True for the keys that a query may see, or `Causal`, which may
+        never form the scores.
     """
-    B, T, N, H = q_BTNH.shape
-    K = k_BSKH.shape[2]
-    # Scaling q instead of the scores touches T*H numbers instead of T*S.
-    q_BTKGH = (q_BTNH * (H**-0.5)).reshape(B, T, K, N // K, H)
-    scores_BKGTS = jnp.einsum(
-        "btkgh,bskh->bkgts", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
+    if not isinstance(visible, Causal):
+        return kernels.attention.masked_attention(q_BTNH, k_BSKH, v_BSKH, visible)
+    return kernels.attention.causal_attention(
+        q_BTNH,
+        k_BSKH,
+        v_BSKH,
+        visible.segment_ids,
+        implementation=visible.implementation,
     )
-    # A finite floor keeps rows without any visible key (padding) free of NaN.
-    scores_BKGTS = jnp.where(mask_B1TS[:, :, None], scores_BKGTS, -1e30)
-    weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
-    context_BTKGH = jnp.einsum("bkgts,bskh->btkgh", weights_BKGTS, v_BSKH)
-    return context_BTKGH.reshape(B, T, N, H)

@@ -30,6 +30,13 @@ class InputError(ValueError):
     """
 
 
+class Interrupted(Exception):
+    """SIGTERM asked for a stop; what was done is saved, and can be gone on with.
+
+    Launchers print the message alone and exit with 75 (EX_TEMPFAIL: try again).
+    """
+
+
 class Batch(NamedTuple):
     """One batch of packed token rows; every array is [B, T].
 

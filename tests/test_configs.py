@@ -2,13 +2,14 @@
 
 import dataclasses
 import importlib
+import math
 import pathlib
 
 import jax
 import pytest
 
 from configs import common
-from sparse_jax import models, schema
+from sparse_jax import mesh, models, schema
 from sparse_jax.recipe import Recipe
 from sparse_jax.types import InputError
 
@@ -63,6 +64,19 @@ def test_the_control_repeats_the_sparse_stages(name):
         # The same in everything but the tuned peak learning rate.
         same_peak = dataclasses.replace(control, peak=sparse.peak)
         assert recipe.train_config(sparse) == recipe.train_config(same_peak)
+
+
+@pytest.mark.parametrize("size", ["llama2_7b", "llama2_70b"])
+def test_the_pod_runs_fit_their_mesh_and_survive_flags(size):
+    recipe = load("sparse70", size)
+    assert schema.build(Recipe, common.to_config(recipe).to_dict()) == recipe
+    devices = math.prod(dataclasses.astuple(recipe.mesh))
+    train = recipe.train
+    needs = mesh.batch_needs(train.batch_size, train.accumulate)
+    mesh.check(recipe.mesh, devices, needs | recipe.model.mesh_needs)
+    assert train.tokens_per_step == 1024 * 4096
+    # One row per chip and micro-batch: the least memory that keeps every chip busy.
+    assert train.batch_size == devices * train.accumulate
 
 
 def test_the_papers_run_reads_the_papers_tokens():

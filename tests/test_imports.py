@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "sparse_jax"
 
 LEVELS = (
-    {"types", "tree", "schema", "mesh", "files", "host"},
+    {"types", "tree", "schema", "mesh", "files", "host", "distributed"},
     {"kernels"},
     {"ops"},
     {"sparsity", "quant", "solvers"},
@@ -18,6 +18,7 @@ LEVELS = (
     {"prune", "contextual", "train", "dataflow"},
     {"infer", "evaluate", "report"},
     {"recipe"},
+    {"plan"},
 )
 """A part imports parts of the levels above it in this list, never of those below."""
 
@@ -26,6 +27,7 @@ SIBLINGS = {
     ("schema", "types"),
     ("mesh", "types"),
     ("files", "types"),
+    ("distributed", "types"),
     ("mesh", "tree"),
     ("solvers", "sparsity"),
     ("io", "data"),

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from sparse_jax import mesh as mesh_lib
 from sparse_jax import prune
 from sparse_jax.evaluate.perplexity import (
     EvaluateConfig,
@@ -23,6 +24,7 @@ from sparse_jax.evaluate.perplexity import (
     batches,
     cut_windows,
     evaluation,
+    round_up,
 )
 from sparse_jax.models import Compute
 from sparse_jax.models.layers import rms_norm
@@ -84,7 +86,8 @@ def evaluate_blocks(
     """
     settings = EvaluateConfig(window=window, batch_size=batch_size)
     ids_WN, nbytes_WN = cut_windows(blocks.config, ids, nbytes, window, data)
-    step = max(1, _PIECE // (window * settings.batch_size)) * settings.batch_size
+    batch_size = round_up(settings.batch_size, mesh_lib.batch_shards())
+    step = max(1, _PIECE // (window * batch_size)) * batch_size
     depth = blocks.config.n_layers
     starts = range(0, len(ids_WN), step)
     sums = []
@@ -95,7 +98,7 @@ def evaluate_blocks(
                 progress(before + done, len(starts) * depth)
 
         piece_WN = ids_WN[start : start + step]
-        sums += _losses(blocks, piece_WN, settings.batch_size, compute, advance)
+        sums += _losses(blocks, piece_WN, batch_size, compute, advance)
     source = {"data": data, "split": split, "tokenizer": tokenizer}
     return evaluation(math.fsum(sums), nbytes_WN, source)
 

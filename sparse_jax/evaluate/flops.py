@@ -11,10 +11,12 @@ because a causal query sees T / 2 keys on average. d = N H is the width of all h
 
 from typing import Any
 
+import jax
 import numpy as np
 
 from sparse_jax import tree
 from sparse_jax.models import LlamaConfig
+from sparse_jax.sparsity.masks import count_per_matrix
 from sparse_jax.types import InputError, Masks
 
 
@@ -82,5 +84,7 @@ def _matrices(config: LlamaConfig) -> dict[str, int]:
 
 
 def _count(mask: Any) -> int:
+    if isinstance(mask, jax.Array):
+        return int(count_per_matrix(mask).sum())  # wherever its parts lie
     # One layer at a time: a 70B model's largest mask alone has 2e10 entries.
     return sum(int(np.count_nonzero(layer)) for layer in mask)

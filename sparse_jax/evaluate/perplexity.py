@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from sparse_jax import mesh as mesh_lib
 from sparse_jax import models
 from sparse_jax.models import Compute, LlamaConfig
 from sparse_jax.types import InputError, Params
@@ -96,7 +97,8 @@ def evaluate(
     """Evaluates a model on one stream of tokens, as this module's header defines it.
 
     Compiles once per (architecture, window, batch size): every model of the same shape
-    reuses the program. Batches are summed in float64.
+    reuses the program. Batches are summed in float64. On the mesh that is set, batches
+    are cut over its axes data and fsdp; all its processes call this, and get the same.
 
     Args:
       params: float32 parameters, masks applied.
@@ -104,7 +106,8 @@ def evaluate(
       ids: the stream's token ids, no special tokens.
       nbytes: UTF-8 bytes that each token stands for.
       window: N, tokens per window.
-      batch_size: windows per call of the model.
+      batch_size: windows per call of the model; on a mesh it is rounded up to what the
+        batch axes divide.
       compute: dtype and scan options.
       data: name of the text; this and the next two are copied into the result.
       split: part of the text.
@@ -125,10 +128,15 @@ def evaluate(
     """
     settings = EvaluateConfig(window=window, batch_size=batch_size)
     ids_WN, nbytes_WN = cut_windows(config, ids, nbytes, window, data)
-    total = math.fsum(
-        float(_loss_sum(params, *batch, config=config, compute=compute))
-        for batch in batches(ids_WN, settings.batch_size)
-    )
+    mesh = mesh_lib.current()
+    if mesh.size > 1:
+        params = jax.device_put(params, mesh_lib.shardings(mesh, params))
+    size = round_up(settings.batch_size, mesh_lib.batch_shards())
+    sums = []
+    for batch in batches(ids_WN, size):
+        placed = (mesh_lib.place_rows(mesh, array_BN) for array_BN in batch)
+        sums.append(float(_loss_sum(params, *placed, config=config, compute=compute)))
+    total = math.fsum(sums)
     source = {"data": data, "split": split, "tokenizer": tokenizer}
     return evaluation(total, nbytes_WN, source)
 
@@ -198,6 +206,11 @@ def cut_windows(
     if not nbytes_WN[:, 1:].any():
         raise InputError(f"{name}: its tokens stand for no text; choose another text")
     return ids[:kept].reshape(-1, window).astype(np.int32), nbytes_WN
+
+
+def round_up(count: int, step: int) -> int:
+    """The next multiple of `step`, from `count` on."""
+    return -(-count // step) * step
 
 
 def batches(

@@ -124,7 +124,7 @@ class BlockReader:
     def leaf(self, path: str) -> jax.Array:
         """A whole leaf that is not stacked, such as "final_norm/scale"."""
         (slot,) = names.slots([path], ())
-        return huggingface.read_part(self.entries, slot, self._shapes[path])
+        return huggingface.read_tensor(self.entries, slot, self._shapes[path])
 
     def rows(self, path: str, start: int, stop: int) -> Float[np.ndarray, "rows D"]:
         """Rows [start, stop) of a leaf as it lies in the file: [V, D].

@@ -1,19 +1,23 @@
 """Parameters written as Hugging Face directories that transformers 4 and 5 load.
 
-A second copy of the model is never made: each tensor is laid out when its turn comes.
+A second copy of the model is never made: each tensor is laid out when its turn comes,
+and gathered then where the model is sharded.
 """
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from sparse_jax.io import layout, masks_file, names, safetensors_file
+from sparse_jax import distributed
+from sparse_jax.files import disk_errors
+from sparse_jax.io import gather, layout, masks_file, names, safetensors_file
 from sparse_jax.io.config_json import config_to_json
-from sparse_jax.io.directory import replace_directory
+from sparse_jax.io.directory import check_free, replace_directory
 from sparse_jax.io.entries import INDEX, SINGLE, Shapes, leaf_shapes
 from sparse_jax.io.mask_source import MASKS
 from sparse_jax.io.names import Leaf, Slot
@@ -32,6 +36,9 @@ MAX_SHARD_BYTES = 5_000_000_000
 Panels = Callable[[Slot], Iterable[np.ndarray]]
 """The rows of a tensor in order, as they lie in the file."""
 
+Parts = Iterator[tuple[Slot, Any, Any]]
+"""(tensor, its weights, its mask) in the order of the files, on the host."""
+
 
 def save(
     directory: str | Path,
@@ -45,6 +52,10 @@ def save(
     overwrite: bool = False,
 ) -> None:
     """Writes a directory that transformers 4 and 5 load, all of it or nothing.
+
+    Called by all processes, and the files are the same whatever the sharding: tensors
+    are gathered one after the other, and process 0 writes them. It returns, or raises,
+    on all processes when the directory is there.
 
     Pruned weights are stored as zeros of a dense tensor; `masks.safetensors` (see
     `masks_file`), which other tools ignore, tells them from zeros that are kept.
@@ -66,27 +77,67 @@ def save(
     """
     check_dtype(dtype)
     leaves, mask_leaves = leaf_paths(params), leaf_paths(masks or {})
-    check_shapes(leaves, mask_leaves, leaf_shapes(config))
+    shapes = leaf_shapes(config)
+    check_shapes(leaves, mask_leaves, shapes)
+    directory = Path(os.path.abspath(directory))
+    distributed.on_lead(lambda: _check_free(directory, overwrite))
+    present = {path: mask for path, mask in mask_leaves.items() if mask is not None}
+    mask_shapes = {path: mask.shape for path, mask in present.items()}
+    parts = _gathered(
+        names.slots(shapes, range(config.n_layers)),
+        masks_file.mask_slots(mask_shapes),
+        leaves,
+        present,
+    )
+
+    def write(parts: Parts) -> None:
+        panels, bits = _takers(parts, dtype)
+        write_masks = functools.partial(
+            masks_file.write_masks, shapes=mask_shapes, packed=bits
+        )
+        write_model(
+            directory,
+            config,
+            dtype,
+            panels,
+            None if masks is None else write_masks,
+            files=list((tokenizer_files or {}).items()),
+            max_shard_bytes=max_shard_bytes,
+            overwrite=overwrite,
+        )
+
+    gather.write_gathered(parts, write)
+
+
+def _gathered(
+    weight_slots: Iterable[Slot],
+    mask_slots: Iterable[Slot],
+    leaves: Mapping[str, Leaf],
+    masks: Mapping[str, Leaf],
+) -> Parts:
+    """What the files hold, in their order: each weight with its mask, then masks."""
+    for slot in weight_slots:
+        mask = masks.get(slot.path)
+        kept = None if mask is None else gather.part(slot, mask)
+        yield slot, gather.part(slot, leaves[slot.path]), kept
+    for slot in mask_slots:
+        yield slot, None, gather.part(slot, masks[slot.path])
+
+
+def _takers(parts: Parts, dtype: str) -> tuple[Panels, Panels]:
+    """Functions that take weights and masks from `_gathered`, as they are written."""
 
     def panels(slot: Slot) -> Iterable[np.ndarray]:
-        part = names.slot_part(slot, leaves[slot.path])
-        mask = mask_leaves.get(slot.path)
-        kept = None if mask is None else names.slot_part(slot, mask)
+        found, part, kept = next(parts)
+        assert found == slot, slot
         yield to_tensor(slot, part, kept, dtype)
 
-    write_masks = None
-    if masks is not None:
-        write_masks = functools.partial(masks_file.save_masks, masks=masks)
-    write_model(
-        Path(directory),
-        config,
-        dtype,
-        panels,
-        write_masks,
-        files=list((tokenizer_files or {}).items()),
-        max_shard_bytes=max_shard_bytes,
-        overwrite=overwrite,
-    )
+    def bits(slot: Slot) -> Iterable[np.ndarray]:
+        found, _, kept = next(parts)
+        assert found == slot, slot
+        yield masks_file.pack(slot, kept)
+
+    return panels, bits
 
 
 def write_model(
@@ -135,6 +186,11 @@ def write_model(
         _write_weights(partial, config, dtype, panels, max_shard_bytes)
         if write_masks is not None:
             write_masks(partial / MASKS)
+
+
+def _check_free(directory: Path, overwrite: bool) -> None:
+    with disk_errors(directory):
+        check_free(directory, overwrite=overwrite)
 
 
 def check_dtype(dtype: str) -> None:

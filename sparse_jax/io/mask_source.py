@@ -3,17 +3,20 @@
 import functools
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from sparse_jax import distributed
 from sparse_jax.io import layout, masks_file, names
 from sparse_jax.io.entries import layer_shapes
+from sparse_jax.io.names import Slot
+from sparse_jax.io.placed import read_part
 from sparse_jax.io.safetensors_file import Entry
 from sparse_jax.models.config import LlamaConfig
-from sparse_jax.types import Masks
+from sparse_jax.types import Masks, Tree
 
 MASKS = "masks.safetensors"
 
@@ -21,6 +24,8 @@ _log = logging.getLogger(__name__)
 
 # Dense weights hold a few zeros by chance, float16 ones about one in a million.
 _CHANCE_ZEROS = 1e-3
+
+_LINEARS = [path for path in names.TABLE if re.fullmatch(names.LINEAR_KERNELS, path)]
 
 
 class MaskSource:
@@ -33,7 +38,12 @@ class MaskSource:
     """
 
     def __init__(
-        self, directory: Path, config: LlamaConfig, entries: Mapping[str, Entry]
+        self,
+        directory: Path,
+        config: LlamaConfig,
+        entries: Mapping[str, Entry],
+        *,
+        shared: bool = False,
     ):
         """Checks the file's header.
 
@@ -41,12 +51,13 @@ class MaskSource:
           directory: may hold a `masks.safetensors`.
           config: architecture.
           entries: its weights, see `open_entries`.
+          shared: all processes ask the same questions, and process 0 counts zeros.
 
         Raises:
           InputError: the file is damaged, or belongs to another model.
         """
         self._directory, self._config, self._weights = directory, config, entries
-        self._file = directory / MASKS
+        self._file, self._shared = directory / MASKS, shared
         self._masks: dict[str, Entry] | None = None
         if self._file.is_file():
             self._masks = masks_file.open_masks(self._file, config)
@@ -63,20 +74,25 @@ class MaskSource:
             f"masks: from {MASKS}" if self._masks is not None else self._from_zeros[1]
         )
 
-    def read(self) -> Masks:
-        """All masks: the tree of params, True = kept, None = dense."""
-        return masks_file.read_masks(self._bits, self._config)
+    def read(self, shardings: Tree | None = None) -> Masks:
+        """All masks: the tree of params, True = kept, None = dense.
+
+        Args:
+          shardings: as for `load`.
+
+        Raises:
+          InputError: a weight that is marked as pruned is not zero.
+        """
+        config = self._config
+        return masks_file.read_masks(self._paths, self._rows, config, shardings)
 
     def read_layer(self, index: int) -> dict[str, jax.Array]:
-        """The masks [in, out] of one block, by leaf path; raises as `_bits`."""
-        if not self.found:
-            return {}
-        slots = names.slots(layer_shapes(self._config), [index])
-        found = ((slot, self._bits(slot)) for slot in slots)
+        """The masks [in, out] of one block, by leaf path; raises as `read`."""
+        shapes = layer_shapes(self._config)
+        paths = [path for path in self._paths if path in shapes] if self.found else []
         return {
-            slot.path: masks_file.to_leaf(slot, bits)
-            for slot, bits in found
-            if bits is not None
+            slot.path: read_part(slot, shapes[slot.path], np.dtype(bool), self._rows)
+            for slot in names.slots(paths, [index])
         }
 
     @property
@@ -87,35 +103,29 @@ class MaskSource:
         slots = names.slots(paths, ())
         return {slot.path: stored[slot.name] for slot in slots if slot.name in stored}
 
-    def _bits(self, slot: names.Slot) -> np.ndarray | None:
-        """The mask of one tensor in the layout of the file, None = dense.
+    @property
+    def _paths(self) -> list[str]:
+        """The leaves that have masks."""
+        if self._masks is not None:
+            return masks_file.masked_paths(self._masks, self._config)
+        return _LINEARS
 
-        Raises:
-          InputError: a weight that is marked as pruned is not zero.
-        """
+    def _rows(
+        self, slot: Slot, start: int, stop: int
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Rows of the mask of one tensor in the layout of the file; see `placed`."""
         weights = self._weights[slot.name]
         if self._masks is None:
-            if not re.fullmatch(names.LINEAR_KERNELS, slot.path):
-                return None
-            kept = np.empty(weights.shape, bool)
-            for start, rows in weights.panels():
-                kept[start : start + len(rows)] = layout.nonzero(rows)
-            return kept
-        if slot.name not in self._masks:
-            return None
+            panels = weights.panels(start, stop)
+            return ((first, layout.nonzero(rows)) for first, rows in panels)
         mask = self._masks[slot.name]
-        return masks_file.read_checked(mask, weights.panels(), weights.shape)
+        return masks_file.checked_rows(mask, weights, start, stop)
 
     @functools.cached_property
     def _from_zeros(self) -> tuple[bool, str]:
-        size = kept = 0
-        for slot in names.slots(
-            layer_shapes(self._config), range(self._config.n_layers)
-        ):
-            if re.fullmatch(names.LINEAR_KERNELS, slot.path):
-                for _, rows in self._weights[slot.name].panels():
-                    size += rows.size
-                    kept += int(np.count_nonzero(layout.nonzero(rows)))
+        """Whether zeros are masks, and in words."""
+        count = self._count
+        size, kept = distributed.on_lead(count) if self._shared else count()
         zeros = size - kept
         if zeros <= _CHANCE_ZEROS * size:
             words = f"masks: none, dense ({zeros} of {size} linear weights are zero)"
@@ -124,5 +134,15 @@ class MaskSource:
             f"masks: from exact zeros in the linear matrices ({zeros} of {size} "
             f"weights, {100 * zeros / size:.2f} %)"
         )
-        _log.warning("%s: no %s; %s", self._directory, MASKS, words)
+        if distributed.is_lead() or not self._shared:
+            _log.warning("%s: no %s; %s", self._directory, MASKS, words)
         return True, words
+
+    def _count(self) -> list[int]:
+        """All weights of the linears, and those that are not zero."""
+        size = kept = 0
+        for slot in names.slots(_LINEARS, range(self._config.n_layers)):
+            for _, rows in self._weights[slot.name].panels():
+                size += rows.size
+                kept += int(np.count_nonzero(layout.nonzero(rows)))
+        return [size, kept]

@@ -16,41 +16,54 @@ reads a mask. Tensors that are not listed are dense.
 import functools
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_jax.io import layout, names, safetensors_file
+from sparse_jax.io import gather, layout, names, safetensors_file
 from sparse_jax.io.entries import Shapes, leaf_shapes
 from sparse_jax.io.names import Slot
+from sparse_jax.io.placed import Read, read_leaves
 from sparse_jax.io.safetensors_file import Entry, Tensor
 from sparse_jax.models.config import LlamaConfig
 from sparse_jax.tree import from_paths, leaf_paths
-from sparse_jax.types import InputError, Masks
+from sparse_jax.types import InputError, Masks, Tree
 
 FORMAT = {"format": "sparse_jax.masks", "version": "1"}
 
+_PANEL = 2**22  # weights whose bits are unpacked at one time
+
 
 def save_masks(path: str | Path, masks: Masks) -> None:
-    """Writes the masks of a model, one tensor at a time.
+    """Writes the masks of a model, one tensor at a time; called by all processes.
 
     Args:
-      path: the file.
+      path: the file, which process 0 writes.
       masks: tree of params; bool [L, in, out], True = kept, None = dense.
 
     Raises:
       OSError: the disk is full or read-only.
     """
     present = {p: m for p, m in leaf_paths(masks).items() if m is not None}
-
-    def packed(slot: Slot) -> Iterable[np.ndarray]:
-        yield pack(slot, names.slot_part(slot, present[slot.path]))
-
     shapes = {leaf_path: mask.shape for leaf_path, mask in present.items()}
-    write_masks(path, shapes, packed)
+    parts = (gather.part(slot, present[slot.path]) for slot in mask_slots(shapes))
+
+    def write(parts: Iterator[np.ndarray]) -> None:
+        write_masks(path, shapes, lambda slot: [pack(slot, next(parts))])
+
+    gather.write_gathered(parts, write)
+
+
+def mask_slots(shapes: Shapes) -> list[Slot]:
+    """The tensors of a masks file in their order; arguments as of `write_masks`."""
+    return [
+        slot
+        for leaf_path in sorted(shapes)
+        for slot in names.slots([leaf_path], range(shapes[leaf_path][0]))
+    ]
 
 
 def write_masks(
@@ -69,22 +82,24 @@ def write_masks(
       OSError: the disk is full or read-only.
     """
     tensors, stored = [], {}
-    for leaf_path in sorted(shapes):
-        for slot in names.slots([leaf_path], range(shapes[leaf_path][0])):
-            shape = names.slot_shape(slot, shapes[leaf_path])
-            stored[slot.name] = list(shape)
-            data = functools.partial(packed, slot)
-            tensors.append(Tensor(slot.name, "U8", packed_shape(shape), data))
+    for slot in mask_slots(shapes):
+        shape = names.slot_shape(slot, shapes[slot.path])
+        stored[slot.name] = list(shape)
+        data = functools.partial(packed, slot)
+        tensors.append(Tensor(slot.name, "U8", packed_shape(shape), data))
     metadata = FORMAT | {"shapes": json.dumps(stored)}
     safetensors_file.write(Path(path), tensors, metadata)
 
 
-def load_masks(path: str | Path, config: LlamaConfig) -> Masks:
+def load_masks(
+    path: str | Path, config: LlamaConfig, *, shardings: Tree | None = None
+) -> Masks:
     """Reads the masks of a model.
 
     Args:
       path: the file.
       config: architecture of the model.
+      shardings: as for `load`; those of dense leaves are not used.
 
     Returns:
       The tree of params; bool, True = kept, None = dense.
@@ -95,12 +110,11 @@ def load_masks(path: str | Path, config: LlamaConfig) -> Masks:
     entries = open_masks(path, config)
     shapes = leaf_shapes(config)
 
-    def bits(slot: Slot) -> np.ndarray | None:
-        if slot.name not in entries:
-            return None
-        return read_bits(entries[slot.name], names.slot_shape(slot, shapes[slot.path]))
+    def read(slot: Slot, start: int, stop: int):
+        shape = names.slot_shape(slot, shapes[slot.path])
+        return mask_rows(entries[slot.name], shape, start, stop)
 
-    return read_masks(bits, config)
+    return read_masks(masked_paths(entries, config), read, config, shardings)
 
 
 def open_masks(path: str | Path, config: LlamaConfig) -> dict[str, Entry]:
@@ -124,32 +138,34 @@ def open_masks(path: str | Path, config: LlamaConfig) -> dict[str, Entry]:
     return entries
 
 
-def read_masks(bits: Callable[[Slot], np.ndarray | None], config: LlamaConfig) -> Masks:
+def masked_paths(entries: Mapping[str, Entry], config: LlamaConfig) -> list[str]:
+    """Paths of the leaves that have masks: in all layers, as `open_masks` checks."""
+    slots = names.slots(leaf_shapes(config), [0])
+    return [slot.path for slot in slots if slot.name in entries]
+
+
+def read_masks(
+    paths: Iterable[str],
+    read: Read,
+    config: LlamaConfig,
+    shardings: Tree | None = None,
+) -> Masks:
     """Stacks masks.
 
     Args:
-      bits: the mask of a tensor as it lies in the file, [out, in]; None = dense.
+      paths: of the leaves that have one.
+      read: the rows of a mask as it lies in the file, [out, in].
       config: architecture of the model.
+      shardings: see `load_masks`.
 
     Returns:
       The tree of params; bool [L, in, out], True = kept, None = dense.
     """
-    masks: dict[str, jax.Array | None] = {}
-    for path, shape in leaf_shapes(config).items():
-        buffer = None
-        for slot in names.slots([path], range(config.n_layers)):
-            found = bits(slot)
-            if found is None:
-                break  # a leaf has masks in all layers or in none
-            if buffer is None:
-                buffer = layout.aligned_empty(shape, np.dtype(bool))
-            part = names.slot_part(slot, buffer)
-            if slot.transposed:
-                layout.copy_transposed(part, found)
-            else:
-                part[...] = found
-        masks[path] = None if buffer is None else jnp.asarray(buffer)
-    return from_paths(masks)
+    shapes = leaf_shapes(config)
+    placed = {} if shardings is None else leaf_paths(shardings)
+    chosen = {path: shapes[path] for path in paths}
+    masks = read_leaves(chosen, np.dtype(bool), read, placed)
+    return from_paths(dict.fromkeys(shapes) | masks)
 
 
 def pack(slot: Slot, part: jax.Array | np.ndarray) -> np.ndarray:
@@ -171,9 +187,39 @@ def packed_shape(shape: tuple[int, ...]) -> tuple[int]:
 
 def read_bits(entry: Entry, shape: tuple[int, ...]) -> np.ndarray:
     """The bool mask of `shape` [out, in] whose bytes lie at `entry`."""
-    count = math.prod(shape)
-    bits = np.unpackbits(entry.read(), count=count, bitorder="little")
-    return bits.view(bool).reshape(shape)
+    return np.concatenate([rows for _, rows in mask_rows(entry, shape, 0, shape[0])])
+
+
+def mask_rows(
+    entry: Entry, shape: tuple[int, ...], start: int, stop: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (first row, rows [r, in]) of a mask, a few megabytes at a time.
+
+    Args:
+      entry: where its bytes lie.
+      shape: of the mask, [out, in].
+      start: first row; up to seven rows before it come, too.
+      stop: one more than the last row.
+    """
+    width = math.prod(shape[1:])
+    step = max(1, _PANEL // (8 * width)) * 8  # eight rows end with a whole byte
+    for first in range(start // 8 * 8, stop, step):
+        last = min(first + step, stop)
+        data = entry.rows(first * width // 8, -(-last * width // 8))
+        bits = np.unpackbits(data, count=(last - first) * width, bitorder="little")
+        yield first, bits.view(bool).reshape(-1, *shape[1:])
+
+
+def checked_rows(
+    entry: Entry, weights: Entry, start: int, stop: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """`mask_rows`, compared with the rows of the weights; raises as `check_zeros`."""
+    wrong = 0
+    for first, kept in mask_rows(entry, weights.shape, start, stop):
+        rows = weights.rows(first, first + len(kept))
+        wrong += int(np.count_nonzero(layout.nonzero(rows) & ~kept))
+        yield first, kept
+    check_zeros(entry, wrong)
 
 
 def read_checked(
@@ -187,19 +233,24 @@ def read_checked(
       shape: of the weights, [out, in].
 
     Raises:
-      InputError: a weight that is marked as pruned is not zero.
+      InputError: see `check_zeros`.
     """
     kept = read_bits(entry, shape)
     wrong = sum(
-        np.count_nonzero(layout.nonzero(rows) & ~kept[start : start + len(rows)])
+        int(np.count_nonzero(layout.nonzero(rows) & ~kept[start : start + len(rows)]))
         for start, rows in panels
     )
+    check_zeros(entry, wrong)
+    return kept
+
+
+def check_zeros(entry: Entry, wrong: int) -> None:
+    """Raises InputError where weights that are marked as pruned are not zero."""
     if wrong:
         raise InputError(
             f"{entry.file}: {wrong} weights of {entry.name!r} are not zero but marked "
             "as pruned; the file belongs to other weights, delete or replace it"
         )
-    return kept
 
 
 def _check(

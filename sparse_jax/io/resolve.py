@@ -3,8 +3,12 @@
 import dataclasses
 from pathlib import Path
 
+import jax
+from jax.sharding import Mesh
+
+from sparse_jax import mesh as mesh_lib
 from sparse_jax.data.tokenizer import Tokenizer
-from sparse_jax.io import huggingface
+from sparse_jax.io import huggingface, placed
 from sparse_jax.io.config_json import load_config
 from sparse_jax.io.entries import open_entries
 from sparse_jax.io.locate import locate, model_tokenizer
@@ -14,6 +18,7 @@ from sparse_jax.io.packed_file import read_packed
 from sparse_jax.io.packed_layout import is_packed
 from sparse_jax.models import sizes
 from sparse_jax.models.config import LlamaConfig
+from sparse_jax.models.llama import abstract_params
 from sparse_jax.types import Masks, Params
 
 
@@ -36,7 +41,7 @@ class Model:
     source: str
 
 
-def resolve(path_or_name: str | Path) -> Model:
+def resolve(path_or_name: str | Path, mesh: Mesh | None = None) -> Model:
     """Finds and loads a model.
 
     Accepted are
@@ -50,6 +55,12 @@ def resolve(path_or_name: str | Path) -> Model:
       - a size, see `models.sizes`: the architecture alone.
 
     `open_blocks` finds the same models and reads them block by block.
+
+    Args:
+      path_or_name: the model.
+      mesh: where weights and masks are placed, by `mesh.shardings`. All processes
+        call this, and each reads what its devices hold; only a packed file is read
+        whole by each. None = this process's default device.
 
     Raises:
       InputError: none of these, a damaged one, or a tokenizer that is larger than the
@@ -70,24 +81,32 @@ def resolve(path_or_name: str | Path) -> Model:
             source=f"size {path_or_name}, without weights",
         )
     if is_packed(path):
-        return _resolve_packed(path)
+        return _resolve_packed(path, mesh)
     directory, words = locate(path)
     config = load_config(directory)
     tokenizer = model_tokenizer(directory, config)
     entries = open_entries(directory, config)
-    masks = MaskSource(directory, config, entries)
+    masks = MaskSource(directory, config, entries, shared=mesh is not None)
+    shardings = None
+    if mesh is not None:
+        shardings = mesh_lib.shardings(mesh, abstract_params(config))
     return Model(
         config=config,
-        params=huggingface.read_params(entries, config),
-        masks=masks.read() if masks.found else None,
+        params=huggingface.read_params(entries, config, shardings=shardings),
+        masks=masks.read(shardings) if masks.found else None,
         tokenizer=tokenizer,
         source=f"{words}; {masks.words}",
     )
 
 
-def _resolve_packed(path: Path) -> Model:
+def _resolve_packed(path: Path, mesh: Mesh | None) -> Model:
     packed = read_packed(path)
     params, masks = unpack(packed)
+    if mesh is not None:
+        params, masks = (
+            jax.tree.map(placed.place, tree, mesh_lib.shardings(mesh, tree))
+            for tree in (params, masks)
+        )
     words = (
         "from the zeros of its sparse types" if masks else "none, all types are dense"
     )

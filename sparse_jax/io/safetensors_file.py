@@ -70,16 +70,23 @@ class Entry:
     shape: tuple[int, ...]
     offset: int
 
-    def panels(self) -> Iterator[tuple[int, np.ndarray]]:
+    def panels(
+        self, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """Yields (first row, rows [r, ...]) in order, a few megabytes at a time.
+
+        Args:
+          start: first row.
+          stop: one more than the last row; None = all.
 
         Raises:
           InputError: the file has become shorter than its header says, or is gone.
         """
-        n_rows = self.shape[0] if self.shape else 1
+        if stop is None:
+            stop = self.shape[0] if self.shape else 1
         step = self.panel_rows
-        for start in range(0, n_rows, step):
-            yield start, self.rows(start, min(start + step, n_rows))
+        for first in range(start, stop, step):
+            yield first, self.rows(first, min(first + step, stop))
 
     @property
     def nbytes(self) -> int:

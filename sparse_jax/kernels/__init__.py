@@ -1,5 +1,6 @@
 """Matrices in storage formats, and kernels that multiply by them directly."""
 
+from sparse_jax.kernels import attention
 from sparse_jax.kernels.codes import holds_codes, pack_codes
 from sparse_jax.kernels.dot import IMPLEMENTATIONS, dot
 from sparse_jax.kernels.format import PANEL, Format
@@ -13,6 +14,7 @@ __all__ = [
     "PANEL",
     "Format",
     "Packed",
+    "attention",
     "dot",
     "find_format",
     "from_codes",

@@ -12,20 +12,30 @@ from sparse_jax.models.llama import (
     hidden,
     init,
 )
-from sparse_jax.models.loss import cross_entropy
+from sparse_jax.models.loss import (
+    Objective,
+    cross_entropy,
+    gather_head,
+    head_sums,
+    next_token,
+)
 
 __all__ = [
     "TAPS",
     "Compute",
     "Gates",
     "LlamaConfig",
+    "Objective",
     "RopeConfig",
     "abstract_params",
     "block",
     "cross_entropy",
     "embed",
     "forward",
+    "gather_head",
     "head",
+    "head_sums",
     "hidden",
     "init",
+    "next_token",
 ]

@@ -7,6 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from sparse_jax.kernels import attention
 from sparse_jax.types import InputError
 
 RopeKind = Literal["default", "linear", "dynamic", "llama3"]
@@ -116,6 +117,20 @@ class LlamaConfig:
             return int(self.max_seq_len * self.rope.factor)
         return self.max_seq_len
 
+    @property
+    def mesh_needs(self) -> dict[str, tuple[tuple[str, ...], int]]:
+        """What the axes of a mesh must divide, see `mesh.check`."""
+        tensor = {
+            "model.n_heads": self.n_heads,
+            "model.n_kv_heads": self.kv_heads,
+            "model.vocab_size": self.vocab_size,
+            "model.d_ff": self.d_ff,
+        }
+        needs: dict[str, tuple[tuple[str, ...], int]]
+        needs = {name: (("tensor",), size) for name, size in tensor.items()}
+        needs["model.d_model"] = (("fsdp",), self.d_model)
+        return needs
+
     def check_length(self, length: int) -> None:
         """Raises InputError when a sequence is longer than the model allows."""
         if length > self.context:
@@ -151,18 +166,39 @@ class Compute:
         block (everything but the input of each block).
       scan_unroll: layers per step of the scan over layers; 1 keeps compile time
         independent of depth, the number of layers is fastest on CPU.
-      loss_chunk: tokens whose logits exist at one time in the loss.
+      loss_chunk: tokens whose logits exist at one time on a device.
+      attention: see `kernels.attention`: scores, blockwise, splash (TPU), cudnn (GPU),
+        or auto (scores on CPU, else the one that never holds all scores).
     """
 
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     remat: Literal["none", "dots", "block"] = "none"
     scan_unroll: int = 1
     loss_chunk: int = 4096
+    attention: Literal["auto", "scores", "blockwise", "splash", "cudnn"] = "auto"
+
+    def on(self, platform: str, length: int, *, documents: bool) -> "Compute":
+        """The same with every `auto` replaced by what it stands for.
+
+        Args:
+          platform: "cpu", "gpu" or "tpu".
+          length: tokens of a row.
+          documents: whether attention is kept inside the documents of a row.
+
+        Example:
+          >>> compute = Compute().on("tpu", 4096, documents=False)
+          >>> compute.dtype, compute.attention
+          ('bfloat16', 'splash')
+        """
+        dtype, name = self.dtype, self.attention
+        if dtype == "auto":
+            dtype = "float32" if platform == "cpu" else "bfloat16"
+        if name == "auto":
+            half = jnp.dtype(dtype)
+            name = attention.choose(platform, half, length, documents=documents)
+        return dataclasses.replace(self, dtype=dtype, attention=name)
 
     @property
     def jax_dtype(self) -> jnp.dtype:
         """The activation dtype on the present backend."""
-        dtype = self.dtype
-        if dtype == "auto":
-            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        return jnp.dtype(dtype)
+        return jnp.dtype(self.on(jax.default_backend(), 1, documents=False).dtype)

@@ -1,10 +1,10 @@
-"""RMSNorm, RoPE and the attention mask as free functions of arrays."""
+"""RMSNorm and RoPE as free functions of arrays."""
 
 import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from sparse_jax.models.config import RopeConfig
 
@@ -75,15 +75,3 @@ def apply_rope(
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     rotated = [first * cos - second * sin, second * cos + first * sin]
     return jnp.concatenate(rotated, axis=-1).astype(x_BTNH.dtype)
-
-
-def causal_mask(
-    length: int, segment_ids_BT: Int[Array, "B T"] | None
-) -> Bool[Array, "#B 1 T T"]:
-    """True where a query (row) may see a key (column): earlier, and same document."""
-    row, column = jnp.arange(length)[:, None], jnp.arange(length)[None, :]
-    mask_B1TS = (row >= column)[None, None]
-    if segment_ids_BT is not None:
-        same = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
-        mask_B1TS = mask_B1TS & same[:, None]
-    return mask_B1TS

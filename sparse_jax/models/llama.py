@@ -139,7 +139,7 @@ def block(
       The block's output and its taps, named as in `TAPS`: `attention_in` and `mlp_in`
       [B, T, D], `attention_out_in` [B, T, N*H], `mlp_out_in` [B, T, F].
     """
-    context = attention_context(config, x_BTD.shape[:2], positions, segment_ids)
+    context = attention_context(config, Compute(), x_BTD, positions, segment_ids)
     (y_BTD, _), state = Block(config).apply(
         {"params": layer_params}, x_BTD, gates, *context, mutable=["taps"]
     )

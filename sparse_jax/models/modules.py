@@ -58,7 +58,7 @@ class Attention(nn.Module):
     config: LlamaConfig
 
     @nn.compact
-    def __call__(self, x_BTD, cos, sin, mask_B1TS, gate_BN, cache=None):
+    def __call__(self, x_BTD, cos, sin, visible, gate_BN, cache=None):
         c = self.config
         B, T, _ = x_BTD.shape
         N, K, H = c.n_heads, c.kv_heads, c.head_width
@@ -72,7 +72,7 @@ class Attention(nn.Module):
         if cache is not None:
             cache = cache.append(k_BTKH, v_BTKH)
             k_BSKH, v_BSKH = cache.read()
-        context_BTNH = ops.attention(q_BTNH, k_BSKH, v_BSKH, mask_B1TS)
+        context_BTNH = ops.attention(q_BTNH, k_BSKH, v_BSKH, visible)
         if gate_BN is not None:
             context_BTNH *= gate_BN[:, None, :, None].astype(context_BTNH.dtype)
         context_BTE = context_BTNH.reshape(B, T, N * H)
@@ -104,13 +104,13 @@ class Block(nn.Module):
     config: LlamaConfig
 
     @nn.compact
-    def __call__(self, x_BTD, gates, cos, sin, mask_B1TS, cache=None):
+    def __call__(self, x_BTD, gates, cos, sin, visible, cache=None):
         c = self.config
         gates = gates or {}
         h_BTD = RMSNorm(c.norm_eps, name="attention_norm")(x_BTD)
         _tap(self, "attention_in", h_BTD)
         y_BTD, cache = Attention(c, name="attention")(
-            h_BTD, cos, sin, mask_B1TS, gates.get("heads"), cache
+            h_BTD, cos, sin, visible, gates.get("heads"), cache
         )
         x_BTD += y_BTD
         h_BTD = RMSNorm(c.norm_eps, name="mlp_norm")(x_BTD)
@@ -138,7 +138,7 @@ class Llama(nn.Module):
         embedding_VD = mesh.constrain(embedding_VD, "tensor", None)
         x_BTD = embedding_VD[tokens_BT].astype(compute.jax_dtype)
         x_BTD = mesh.constrain(x_BTD, mesh.BATCH, None, None)
-        context = attention_context(c, tokens_BT.shape, positions_BT, segment_ids_BT)
+        context = attention_context(c, compute, x_BTD, positions_BT, segment_ids_BT)
         scan_blocks = nn.scan(
             _remat(compute.remat),
             variable_axes={"params": 0, "taps": 0},
@@ -165,19 +165,22 @@ class Table(nn.Module):
 
 def attention_context(
     config: LlamaConfig,
-    shape: tuple[int, ...],
+    compute: Compute,
+    x_BTD: Float[Array, "B T D"],
     positions_BT: jax.Array | None,
     segment_ids_BT: jax.Array | None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """RoPE tables and attention mask, shared by all blocks."""
-    length = shape[1]
+) -> tuple[jax.Array, jax.Array, ops.Causal]:
+    """RoPE tables and what attention may see, shared by all blocks."""
+    length = x_BTD.shape[1]
     if positions_BT is None:
         positions_BT = jnp.arange(length)[None]
     frequency = layers.rope_frequencies(
         config.rope, config.head_width, config.max_seq_len, length
     )
     cos, sin = layers.rope_tables(positions_BT, frequency)
-    return cos, sin, layers.causal_mask(length, segment_ids_BT)
+    documents = segment_ids_BT is not None
+    compute = compute.on(jax.default_backend(), length, documents=documents)
+    return cos, sin, ops.Causal(segment_ids_BT, compute.attention)
 
 
 def _residual_std(config: LlamaConfig) -> float:

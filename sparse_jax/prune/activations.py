@@ -23,14 +23,19 @@ class Activations:
     """Batches of activations [_, T, D] that can be read again and again.
 
     On disk they take a folder of their own, which goes when the object does; of them
-    only the batch in use is in memory.
+    only the batch in use is in memory. That is for a single process.
 
     Args:
       batches: read once, one at a time.
       spool: folder for the files; None keeps the batches in memory.
+      samples: how many sequences count; None = all.
+
+    Attributes:
+      samples: how many sequences count, the first ones; what the last batch has beyond
+        them fills it up.
 
     Raises:
-      InputError: the disk is full or read-only.
+      InputError: the disk is full or read-only, or several processes are to spool.
 
     Example:
       >>> x = Activations([jnp.ones((2, 3, 4))])
@@ -39,8 +44,18 @@ class Activations:
       [48.0]
     """
 
-    def __init__(self, batches: Iterable[Batch], spool: pathlib.Path | None = None):
+    def __init__(
+        self,
+        batches: Iterable[Batch],
+        spool: pathlib.Path | None = None,
+        samples: int | None = None,
+    ):
         self._folder = None
+        if spool is not None and jax.process_count() > 1:
+            raise InputError(
+                f"spool: {jax.process_count()} processes share the activations, and "
+                "only a single process can spool them; leave spool out"
+            )
         if spool is not None:
             with disk_errors(spool):
                 spool.mkdir(parents=True, exist_ok=True)
@@ -49,6 +64,9 @@ class Activations:
         self._batches: list[Any] = []  # or, spooled, their shapes and dtypes
         for x_BTD in batches:
             self._batches.append(self._store(len(self._batches), x_BTD))
+        self.samples = sum(x.shape[0] for x in self._batches)
+        if samples is not None:
+            self.samples = samples
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -68,7 +86,7 @@ class Activations:
             return x_BTD
         with disk_errors(self._folder):
             np.asarray(x_BTD).tofile(self._folder / f"{index}.bin")
-        return jax.ShapeDtypeStruct(x_BTD.shape, x_BTD.dtype)
+        return jax.ShapeDtypeStruct(x_BTD.shape, x_BTD.dtype, sharding=x_BTD.sharding)
 
     def _load(self, index: int) -> Batch:
         stored = self._batches[index]
@@ -80,7 +98,10 @@ class Activations:
                 f"{self._folder / f'{index}.bin'}: spooled activations are truncated; "
                 "run the same command again"
             )
-        return jnp.asarray(data.reshape(stored.shape))
+        data_BTD = data.reshape(stored.shape)
+        if len(stored.sharding.device_set) == 1:
+            return jnp.asarray(data_BTD)
+        return jax.device_put(data_BTD, stored.sharding)
 
 
 def in_batches(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:

@@ -10,8 +10,11 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from sparse_jax import mesh as mesh_lib
 from sparse_jax.models import Compute, LlamaConfig, block
 from sparse_jax.prune.activations import Activations, in_batches
 from sparse_jax.types import InputError, Params, Tree
@@ -94,7 +97,9 @@ def walk(
       action: called once per block; None changes nothing.
       first: blocks before this one have been walked already, by an earlier process.
       done: index -> the new params of a block before `first`; None = the model's own.
-      batch_size: sequences that go through a block at a time.
+      batch_size: sequences that go through a block at a time; on a mesh it is rounded
+        up to what the batch axes divide, and the last batch is filled with sequences
+        that do not count, see `Activations.samples`.
       spool: folder for the activations; None keeps them in memory.
       progress: called after every block.
 
@@ -110,11 +115,7 @@ def walk(
         check_tokens(ids_ST, config)
     dtype = compute.jax_dtype
     inputs = Activations(
-        (
-            jnp.asarray(blocks.embed(ids), dtype)
-            for ids in in_batches(ids_ST, batch_size)
-        ),
-        spool,
+        _embed(blocks, ids_ST, batch_size, dtype), spool, samples=len(ids_ST)
     )
     for index in range(config.n_layers):
         if index < first:
@@ -122,12 +123,38 @@ def walk(
         elif action is None:
             new_layer = blocks.layer(index)
         else:
-            new_layer = action(index, blocks.layer(index), inputs)
+            new_layer = action(index, place_layer(blocks.layer(index)), inputs)
+        new_layer = place_layer(new_layer)
         inputs.update(partial(run_block, new_layer, config=config))
         del new_layer  # before the next one is read
         if progress is not None:
             progress(index + 1, config.n_layers)
     return inputs
+
+
+def place_layer(layer: Tree) -> Tree:
+    """Places one layer's leaves, or masks by path, as the mesh in use says."""
+    mesh = mesh_lib.current()
+    if mesh.size == 1:
+        return layer
+
+    def as_stacked(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype)
+
+    specs = mesh_lib.specs(mesh, {"layers": jax.tree.map(as_stacked, layer)})["layers"]
+    return jax.tree.map(
+        lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, P(*spec[1:]))),
+        layer,
+        specs,
+    )
+
+
+def _embed(blocks, ids_ST, batch_size, dtype) -> Iterator[jax.Array]:
+    """The embeddings of batches that the mesh in use divides."""
+    mesh, shards = mesh_lib.current(), mesh_lib.batch_shards()
+    for ids in in_batches(ids_ST, -(-batch_size // shards) * shards):
+        padded = np.pad(ids, ((0, -len(ids) % shards), (0, 0)))
+        yield jnp.asarray(mesh_lib.place_rows(mesh, blocks.embed(padded)), dtype)
 
 
 @contextlib.contextmanager
@@ -156,7 +183,9 @@ def check_tokens(
 
 @jax.jit
 def _look_up(table_VD, ids):
-    return table_VD[ids]
+    # Looked up with whole rows, as in `models.modules`.
+    x = mesh_lib.constrain(table_VD, "tensor", None)[ids]
+    return mesh_lib.constrain(x, mesh_lib.BATCH, *(None,) * (x.ndim - 1))
 
 
 @partial(jax.jit, static_argnames="config")
@@ -175,5 +204,9 @@ def take_layer(layers: Tree, index: int | Int[Array, ""]) -> Tree:
 
 @jax.jit
 def stack_layers(layers: list[Tree]) -> Tree:
-    """Stacks trees of one layer each on axis 0; the inverse of `take_layer`."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+    """Stacks trees of one layer each on axis 0; the inverse of `take_layer`.
+
+    Leaves are called as in the whole model, and lie as `mesh.SHARDING_RULES` says.
+    """
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+    return mesh_lib.constrain_tree(stacked)

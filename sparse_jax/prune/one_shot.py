@@ -16,6 +16,7 @@ from sparse_jax.prune.blockwise import (
     Progress,
     check_tokens,
     name_block,
+    place_layer,
     stack_layers,
     take_layer,
     walk,
@@ -46,6 +47,10 @@ def prune(
     next block is calibrated on. Every shape compiles once, for all layers and all
     sparsities. `prune_directory` does the same with a model on disk.
 
+    On the mesh that is set, calibration sequences are cut over its axes data and fsdp,
+    the rows of the matrices that are solved over all its devices, and the results lie
+    as `mesh.shardings` says. All its processes call this, and get the same.
+
     Args:
       params: the model.
       masks: masks that it has already, or None. With `config.nested` what they prune
@@ -66,9 +71,8 @@ def prune(
         do not fit the model; or for activations that are not finite.
     """
     pruned: list[PrunedBlock] = []
-    prior_leaves = {
-        path: mask for path, mask in leaf_paths(masks or {}).items() if mask is not None
-    }
+    leaves = leaf_paths(masks or {})
+    prior = {path: mask for path, mask in leaves.items() if mask is not None}
 
     def store(index: int, block: PrunedBlock) -> Params:
         pruned.append(block)
@@ -76,21 +80,17 @@ def prune(
 
     prune_blocks(
         ParamsBlocks(params, model_config),
-        lambda index: take_layer(prior_leaves, index),
+        lambda index: take_layer(prior, index),
         tokens,
         config,
         store,
         compute=compute,
         progress=progress,
     )
-    layers = stack_layers([block.params for block in pruned])
+    layers = stack_layers([{"layers": block.params} for block in pruned])
     new_masks = stack_layers([block.masks for block in pruned])
-    rows = [row for block in pruned for row in block.rows]
-    return (
-        {**params, "layers": layers},
-        from_paths(dict.fromkeys(leaf_paths(params)) | new_masks),
-        rows,
-    )
+    whole = from_paths(dict.fromkeys(leaf_paths(params)) | new_masks)
+    return {**params, **layers}, whole, [row for block in pruned for row in block.rows]
 
 
 def prune_blocks(
@@ -136,7 +136,8 @@ def prune_blocks(
 
     def prune_block(index: int, layer_params: Params, inputs: Activations) -> Params:
         pattern = plan.layers[index]
-        arguments = (layer_params, inputs, pattern, priors(index), blocks.config)
+        masks = place_layer(priors(index))
+        arguments = (layer_params, inputs, pattern, masks, blocks.config)
         with name_block(index):
             solved = solve_block(*arguments, config)
         masks = _whole_masks(plan.masked, solved.params) | solved.masks
@@ -194,4 +195,4 @@ def _dense(index: int) -> LayerMasks:
 def _whole_masks(paths: list[str], layer_params: Params) -> LayerMasks:
     """All-True masks: of what is pruned in some layers, but not in this one."""
     leaves = leaf_paths({"layers": layer_params})
-    return {path: jnp.ones(leaves[path].shape, bool) for path in paths}
+    return {path: jnp.ones_like(leaves[path], bool) for path in paths}

@@ -13,11 +13,14 @@ them. Errors at the model's end are about those times the gains of all later blo
 import math
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
+from sparse_jax import mesh as mesh_lib
 from sparse_jax.models import LlamaConfig
 from sparse_jax.ops import effective_weight
 from sparse_jax.prune.activations import Activations
@@ -25,9 +28,10 @@ from sparse_jax.prune.allocate import Row, count_units, exact_sparsity
 from sparse_jax.prune.blockwise import run_block
 from sparse_jax.prune.calibrate import INPUTS, hessians
 from sparse_jax.prune.config import PruneConfig
-from sparse_jax.solvers import Solution, solve_shared
+from sparse_jax.prune.rows import Rows
+from sparse_jax.solvers import solve_shared
 from sparse_jax.sparsity import scores
-from sparse_jax.sparsity.masks import to_kernel, to_matrix
+from sparse_jax.sparsity.masks import to_matrix
 from sparse_jax.sparsity.patterns import UnitPattern
 from sparse_jax.tree import from_paths, leaf_paths
 from sparse_jax.types import InputError, Params
@@ -70,7 +74,7 @@ def measure(
     leaves |= {path: effective_weight(leaves[path], priors[path]) for path in priors}
     layer_params = from_paths(leaves)["layers"]
     taps = tuple(dict.fromkeys(TAPS[path] for path in patterns))
-    shared = hessians(layer_params, inputs, model_config, taps)
+    shared = hessians(layer_params, inputs, model_config, taps, inputs.samples)
     rows = {
         path: {"path": path} | _count(pattern, leaves[path], priors.get(path))
         for path, pattern in patterns.items()
@@ -80,20 +84,12 @@ def measure(
         return [row | {"outliers": counts[path]} for path, row in rows.items()]
     sample = _Sample(layer_params, inputs, model_config)
     for path, row in rows.items():
-        solutions = _solve(
-            row,
-            leaves[path],
-            shared[TAPS[path]],
-            patterns[path],
-            priors.get(path),
-            config,
-        )
-        row["sparsities"] = list(solutions)
+        arguments = (shared[TAPS[path]], patterns[path], priors.get(path), config)
+        solved = _solve(row, leaves[path], *arguments)
+        row["sparsities"] = list(solved)
         row["errors"] = [
-            solution.relative_error
-            if config.allocation.kind == "error"
-            else sample.error(leaves | {path: to_kernel(solution.weights)})
-            for solution in solutions.values()
+            sample.error(leaves | {path: kernel}) if error is None else error
+            for kernel, error in solved.values()
         ]
     gain = {"gain": sample.gain()} if config.allocation.kind == "output" else {}
     return [row | gain for row in rows.values()]
@@ -116,8 +112,14 @@ def _outliers(leaves, paths, shared, multiple) -> dict[str, int]:
     return {path: int((score > multiple * mean).sum()) for path, score in found.items()}
 
 
-def _solve(row, kernel, hessian, pattern, prior, config) -> dict[float, Solution]:
-    """Solves a matrix at sparsities between its limits, with one factorisation."""
+def _solve(
+    row, kernel, hessian, pattern, prior, config
+) -> dict[float, tuple[jax.Array, Any]]:
+    """Solves a matrix at sparsities between its limits, with one factorisation.
+
+    Returns:
+      {sparsity: (kernel, relative error if that is what is allocated by)}
+    """
     low, high = config.allocation.limits(row, pattern.sparsity)
     counts = np.linspace(low, high, config.allocation.points).astype(np.int64)
     patterns = {
@@ -127,16 +129,23 @@ def _solve(row, kernel, hessian, pattern, prior, config) -> dict[float, Solution
         for count in np.unique(counts).tolist()
     }
     config = replace(config, solver=STAND_INS.get(config.solver, config.solver))
-    prior = None if prior is None else to_matrix(prior)
-    solutions = solve_shared(
-        config.solver,
-        dict.fromkeys(patterns, to_matrix(kernel)),
-        hessian,
-        patterns,
-        prior_masks=dict.fromkeys(patterns, prior),
-        **config.options,
-    )
-    return {patterns[name].sparsity: solutions[name] for name in patterns}
+    rows = Rows([kernel.shape[1]], [pattern])
+    prior = None if prior is None else rows.take(prior)
+    with rows.use():
+        solutions = solve_shared(
+            config.solver,
+            dict.fromkeys(patterns, rows.take(kernel)),
+            hessian,
+            patterns,
+            prior_masks=dict.fromkeys(patterns, prior),
+            **config.options,
+        )
+        measured = config.allocation.kind == "error"
+        errors = [s.relative_error if measured else None for s in solutions.values()]
+    return {
+        patterns[name].sparsity: (rows.give(solution.weights, kernel.sharding), error)
+        for (name, solution), error in zip(solutions.items(), errors, strict=True)
+    }
 
 
 class _Sample:
@@ -144,8 +153,9 @@ class _Sample:
 
     def __init__(self, layer_params, inputs, model_config):
         x_BTD = next(iter(inputs))
+        count = min(max(1, _TOKENS // x_BTD.shape[1]), inputs.samples)
         # float32: the errors are smaller than the rounding of narrower types.
-        self.x_BTD = x_BTD[: max(1, _TOKENS // x_BTD.shape[1])].astype(jnp.float32)
+        self.x_BTD = _first(x_BTD, count).astype(jnp.float32)
         self.layer_params, self.config = layer_params, model_config
         self.y_BTD = run_block(layer_params, self.x_BTD, model_config)
         _check_finite(float(jnp.abs(self.y_BTD).max()), "outputs")
@@ -173,6 +183,15 @@ def _check_finite(value: float, what: str) -> None:
             f"allocation: the block's {what} are NaN or infinite; check its weights "
             "and the calibration text"
         )
+
+
+def _first(x_BTD, count):
+    """The first sequences of a batch; on a mesh all devices have them."""
+    mesh = mesh_lib.current()
+    if mesh.size > 1:
+        whole = NamedSharding(mesh, PartitionSpec())
+        x_BTD = jax.jit(lambda x: x, out_shardings=whole)(x_BTD)
+    return x_BTD[:count]
 
 
 @partial(jax.jit, static_argnames="config")

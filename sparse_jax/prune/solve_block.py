@@ -11,9 +11,10 @@ from sparse_jax.prune.activations import Activations
 from sparse_jax.prune.calibrate import INPUTS, hessians
 from sparse_jax.prune.config import PruneConfig
 from sparse_jax.prune.plan import LayerMasks
+from sparse_jax.prune.rows import Rows
 from sparse_jax.solvers import Solution, solve_shared
 from sparse_jax.sparsity import Pattern
-from sparse_jax.sparsity.masks import count_per_matrix, to_kernel, to_matrix
+from sparse_jax.sparsity.masks import count_per_matrix
 from sparse_jax.tree import from_paths, leaf_paths
 from sparse_jax.types import Params
 
@@ -60,7 +61,8 @@ def solve_block(
     groups = {tap: paths for tap, paths in groups.items() if paths}
     shared = {}
     if len(inputs) and groups:
-        shared = hessians(layer_params, inputs, model_config, tuple(groups))
+        taps = tuple(groups)
+        shared = hessians(layer_params, inputs, model_config, taps, inputs.samples)
         jax.block_until_ready(shared)  # the solves are timed
     leaves = leaf_paths({"layers": layer_params})
     layer_params.clear()
@@ -79,25 +81,30 @@ def solve_block(
 def _solve_tap(kernels, hessian, patterns, priors, config) -> PrunedBlock:
     """Solves matrices that read the same inputs; all dicts are by path."""
     paths = list(kernels)
-    prior_matrices = {p: _to_matrix(priors[p]) for p in paths if p in priors}
-    matrices = {path: _to_matrix(kernels.pop(path)) for path in paths}
+    places = {path: kernel.sharding for path, kernel in kernels.items()}
+    n_outs = [kernel.shape[1] for kernel in kernels.values()]
+    rows = Rows(n_outs, [patterns[path] for path in paths])
+    prior_matrices = {p: rows.take(priors[p]) for p in paths if p in priors}
+    matrices = {path: rows.take(kernels.pop(path)) for path in paths}
     started = time.perf_counter()
-    solutions = solve_shared(
-        config.solver,
-        {path: matrices.pop(path) for path in paths},
-        hessian,
-        patterns,
-        prior_masks=prior_matrices,
-        **config.options,
-    )
-    jax.block_until_ready([solution.weights for solution in solutions.values()])
+    with rows.use():
+        solutions = solve_shared(
+            config.solver,
+            {path: matrices.pop(path) for path in paths},
+            hessian,
+            patterns,
+            prior_masks=prior_matrices,
+            **config.options,
+        )
+        jax.block_until_ready([solution.weights for solution in solutions.values()])
     seconds = (time.perf_counter() - started) / len(paths)
     solved = PrunedBlock({}, {}, [])
     for path in paths:
         solution = solutions.pop(path)  # and with it the old weights
-        solved.rows.append(_row(path, solution, seconds))
-        solved.params[path] = _to_kernel(solution.weights)
-        solved.masks[path] = _to_kernel(solution.mask)
+        with rows.use():
+            solved.rows.append(_row(path, solution, seconds))
+        solved.params[path] = rows.give(solution.weights, places[path])
+        solved.masks[path] = rows.give(solution.mask, places[path])
     return solved
 
 
@@ -112,7 +119,3 @@ def _row(path: str, solution: Solution, seconds: float) -> Row:
         "damping": None if solution.damping is None else float(solution.damping),
         "seconds": seconds,
     }
-
-
-# Compiled once per shape, and not with what surrounds them.
-_to_matrix, _to_kernel = jax.jit(to_matrix), jax.jit(to_kernel)

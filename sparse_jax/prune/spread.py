@@ -8,7 +8,7 @@ from typing import Any
 from sparse_jax.files import read_lines, write_line
 from sparse_jax.prune.activations import Activations
 from sparse_jax.prune.allocate import Row, allocate
-from sparse_jax.prune.blockwise import Blocks, name_block, walk
+from sparse_jax.prune.blockwise import Blocks, name_block, place_layer, walk
 from sparse_jax.prune.config import PruneConfig
 from sparse_jax.prune.plan import LayerMasks, Plan
 from sparse_jax.prune.sensitivity import measure
@@ -42,7 +42,7 @@ def spread_sparsity(
 
     def measure_block(index: int, layer_params: Params, inputs: Activations) -> Params:
         free = plan.free[index]
-        priors = layer_masks(index)
+        priors = place_layer(layer_masks(index))
         rows: list[Row] = []
         if free:
             arguments = (layer_params, inputs, free, priors, blocks.config, config)

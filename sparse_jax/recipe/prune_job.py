@@ -11,6 +11,7 @@ from jaxtyping import Int
 from sparse_jax import io, prune
 from sparse_jax.data import Tokenizer, find_shards, load_tokenizer, stream_from_path
 from sparse_jax.evaluate import EvaluateConfig, cut_windows
+from sparse_jax.mesh import MeshConfig
 from sparse_jax.models import Compute, LlamaConfig
 from sparse_jax.prune import PruneConfig
 from sparse_jax.schema import to_dict
@@ -41,6 +42,7 @@ class PruneJob(PruneConfig):
       dtype: of the stored weights; None = as the model's are stored.
       spool: folder for the activations of large calibrations; None = memory.
       compute: the activations' dtype.
+      mesh: devices; the rows of every matrix are solved over all of them.
     """
 
     sample_length: int | None = None  # pyrefly: ignore[bad-override]
@@ -55,6 +57,7 @@ class PruneJob(PruneConfig):
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     spool: str | None = None
     compute: Compute = Compute()
+    mesh: MeshConfig = MeshConfig()
 
     def __post_init__(self):
         super().__post_init__()

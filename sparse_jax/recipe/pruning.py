@@ -16,7 +16,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Array, Float, Int
 
-from sparse_jax import __version__, io, models, prune
+from sparse_jax import __version__, io, mesh, models, prune
 from sparse_jax.evaluate import Evaluation, evaluate_blocks
 from sparse_jax.files import read_json, read_lines, write_line
 from sparse_jax.models import LlamaConfig
@@ -90,7 +90,13 @@ def run_prune(
       InputError: anything about the job, the model, the texts or `out` that a user can
         put right; raised before any work where it can be known then.
     """
-    out = pathlib.Path(os.path.abspath(out))  # "." has no name
+    with jax.set_mesh(mesh.make_mesh(job.mesh)):
+        # Absolute: "." has no name.
+        return _run(job, model, pathlib.Path(os.path.abspath(out)), quiet)
+
+
+def _run(job, model, out, quiet) -> dict[str, Any]:
+    """`run_prune` on the mesh that is set."""
     if not prune.work_directory(out).exists():
         io.check_free(out)
     reader = io.open_blocks(model)

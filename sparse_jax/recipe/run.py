@@ -1,6 +1,7 @@
 """Runs a recipe from its first unfinished step to its report."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -11,12 +12,13 @@ from typing import Any
 
 import jax
 
-from sparse_jax import __version__, io, mesh, models, train
+from sparse_jax import __version__, distributed, io, mesh, models, train
 from sparse_jax.data import Dataset, prepare
 from sparse_jax.files import read_json
 from sparse_jax.prune import PruneConfig
 from sparse_jax.recipe import workdir
 from sparse_jax.recipe.config import Init, OneShot, Pretrain, Prune, Recipe, Stage
+from sparse_jax.recipe.inputs import batches
 from sparse_jax.recipe.simulate import check_report, simulations
 from sparse_jax.recipe.stages import RESULT, Context, Result, run_stage
 from sparse_jax.report import summary, write_report
@@ -35,7 +37,7 @@ def run(
     restart_from: str | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Runs what is left of a recipe and writes its report.
+    """Runs what is left of a recipe and writes its report; called by every process.
 
     Called again after any interruption it goes on at the first unfinished step, and
     ends with the same files, bit for bit, as a run that never stopped (times and rates
@@ -54,34 +56,62 @@ def run(
       InputError: anything about the config, the data or the directory that a user can
         put right; raised before any training where it can be known then.
     """
-    directory = pathlib.Path(directory)
+    directory = pathlib.Path(os.path.abspath(directory))
+    quiet = quiet or not distributed.is_lead()
+    distributed.check_same(to_dict(recipe), "config")
+    place = {"workdir": str(directory), "restart_from": restart_from}
+    distributed.check_same(place, "flag")
+    distributed.everywhere(lambda: check(recipe))
     devices = mesh.make_mesh(recipe.mesh)
-    check(recipe, devices)
     again = workdir.descendants(recipe, restart_from) if restart_from else []
-    with workdir.open_workdir(directory, recipe), jax.set_mesh(devices):
-        dataset = prepare(recipe.data_config(), progress=not quiet)
-        check_data(recipe, dataset)
-        workdir.check_stages(directory, recipe, dataset.fingerprint, but=again)
-        workdir.set_aside(directory, again)
-        workdir.record(directory, recipe)
-        context = Context(recipe=recipe, dataset=dataset, quiet=quiet)
-        results = _run_stages(context, directory)
-        report = _report(context, directory, results)
+    with workdir.open_workdir(directory, recipe):
+        with jax.set_mesh(devices):
+            dataset = _prepare(recipe, quiet)
+            check_data(recipe, dataset)
+            distributed.on_lead(lambda: _settle(directory, recipe, dataset, again))
+            context = Context(recipe=recipe, dataset=dataset, quiet=quiet)
+            results = _run_stages(context, directory)
+        # Outside the mesh, on which the lead alone could compute nothing.
+        report = distributed.on_lead(lambda: _report(context, directory, results))
     if not quiet:
         print(summary(report))
         print(f"report: {directory / 'report.md'}")
     return report
 
 
+def _prepare(recipe: Recipe, quiet: bool) -> Dataset:
+    """The data; the lead reads it first, the others find what it has cached."""
+    made: list[Dataset] = []
+
+    def make() -> None:
+        if not made:
+            made.append(prepare(recipe.data_config(), progress=not quiet))
+
+    distributed.on_lead(make)
+    distributed.everywhere(make)
+    distributed.check_same(made[0].fingerprint, "data")
+    return made[0]
+
+
+def _settle(
+    directory: pathlib.Path, recipe: Recipe, dataset: Dataset, again: list[str]
+) -> None:
+    """Checks what the directory holds, and moves aside what is done again."""
+    workdir.check_stages(directory, recipe, dataset.fingerprint, but=again)
+    workdir.set_aside(directory, again)
+    workdir.record(directory, recipe)
+
+
 def _run_stages(context: Context, directory: pathlib.Path) -> dict[str, Result]:
     recipe, results = context.recipe, {}
     for name, stage in recipe.enabled_stages().items():
+        train.stop_if_asked(f"before {name}")
         path = directory / name
-        if (path / RESULT).exists():
-            results[name] = read_json(path / RESULT)
-            continue
-        workdir.begin_stage(path, recipe, stage, context.dataset.fingerprint)
         parent = directory / stage.parent if stage.parent else None
+        begin = functools.partial(_begin, path, recipe, stage, context.dataset)
+        results[name] = distributed.on_lead(begin)
+        if results[name] is not None:
+            continue
         results[name] = run_stage(name, stage, context, parent, path)
         if not context.quiet and not isinstance(stage, Pretrain):
             seconds = results[name]["seconds"]
@@ -89,9 +119,18 @@ def _run_stages(context: Context, directory: pathlib.Path) -> dict[str, Result]:
     return results
 
 
-def check(recipe: Recipe, devices: jax.sharding.Mesh) -> None:
+def _begin(
+    directory: pathlib.Path, recipe: Recipe, stage: Stage, dataset: Dataset
+) -> Result | None:
+    """The result of a stage that has finished; else records what it begins with."""
+    if (directory / RESULT).exists():
+        return read_json(directory / RESULT)
+    workdir.begin_stage(directory, recipe, stage, dataset.fingerprint)
+    return None
+
+
+def check(recipe: Recipe) -> None:
     """Raises InputError for what can be known wrong before any work starts."""
-    mesh.check_batch(recipe.train.batch_size // recipe.train.accumulate, devices)
     for name, stage in recipe.enabled_stages().items():
         try:
             _check_stage(recipe, stage, _root_model(recipe, name))
@@ -103,7 +142,10 @@ def check(recipe: Recipe, devices: jax.sharding.Mesh) -> None:
 def _check_stage(recipe: Recipe, stage: Stage, model: models.LlamaConfig) -> None:
     model.check_length(recipe.evaluate.window)
     if isinstance(stage, Pretrain):
-        model.check_length(recipe.train_config(stage).seq_len)
+        config = recipe.train_config(stage)
+        needs = mesh.batch_needs(config.batch_size, config.accumulate)
+        mesh.check(recipe.mesh, jax.device_count(), needs | model.mesh_needs)
+        model.check_length(config.seq_len)
         _check_rules(recipe.prune, model)
     for config in _prune_configs(recipe, stage):
         model.check_length(config.sample_length)
@@ -154,16 +196,7 @@ def check_data(recipe: Recipe, dataset: Dataset) -> None:
                 "(data.tokenizer) or a larger model.vocab_size"
             )
         if isinstance(stage, Pretrain):
-            config = recipe.train_config(stage)
-            next(
-                dataset.batches(
-                    batch_size=config.batch_size,
-                    seq_len=config.seq_len,
-                    seed=recipe.seed,
-                    process_index=jax.process_index(),
-                    process_count=jax.process_count(),
-                )
-            )
+            next(batches(recipe, stage, dataset))
         for prune in _prune_configs(recipe, stage)[:1]:
             dataset.calibration(1, prune.sample_length, prune.seed)
     window = recipe.evaluate.window

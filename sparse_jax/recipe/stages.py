@@ -5,6 +5,7 @@ with the masks and the tokenizer, and `result.json` with everything the report n
 """
 
 import dataclasses
+import functools
 import pathlib
 import time
 from typing import Any
@@ -12,12 +13,12 @@ from typing import Any
 import jax
 import tqdm
 
-from sparse_jax import io, models, train
+from sparse_jax import distributed, io, models, train
 from sparse_jax.data import Dataset
 from sparse_jax.evaluate import training_flops_per_token
 from sparse_jax.files import read_json, read_lines, write_json, write_line
 from sparse_jax.prune import PruneConfig, prune
-from sparse_jax.recipe import measure
+from sparse_jax.recipe import inputs, measure
 from sparse_jax.recipe.config import (
     Export,
     Init,
@@ -27,7 +28,7 @@ from sparse_jax.recipe.config import (
     Recipe,
     Stage,
 )
-from sparse_jax.sparsity.masks import make_masks, violations
+from sparse_jax.sparsity.masks import violations
 from sparse_jax.types import InputError, Masks, Params
 
 Result = dict[str, Any]
@@ -80,37 +81,35 @@ def run_stage(
         OneShot: _one_shot,
         Export: _export,
     }
-    parent = read_json(parent_dir / RESULT) if parent_dir else {"tokens": 0, "data": 0}
+    parent = {"tokens": 0, "data": 0}
+    if parent_dir is not None:
+        parent = distributed.on_lead(lambda: read_json(parent_dir / RESULT))
     started = time.monotonic()
     result = runners[type(stage)](name, stage, context, parent_dir, parent, directory)
     timing = {"seconds": time.monotonic() - started}
     result = {"name": name, "kind": stage.kind, **timing, **result}
-    write_json(directory / RESULT, result)
-    return result
+
+    def write() -> Result:
+        write_json(directory / RESULT, result)
+        return result
+
+    return distributed.on_lead(write)  # times, too, are the lead's
 
 
 def _init(name, stage, context, parent_dir, parent, directory) -> Result:
-    found, params = _load(stage.path)
+    found, params = inputs.load(stage.path)
     return _finish(context, directory, found.config, params, found.masks, parent)
-
-
-def _load(path: str | pathlib.Path) -> tuple[io.Model, Params]:
-    """A model and its weights."""
-    found = io.resolve(path)
-    if found.params is None:
-        raise InputError(f"init: {path} is a size without weights; name a model")
-    return found, found.params
 
 
 def _pretrain(name, stage, context, parent_dir, parent, directory) -> Result:
     recipe, config = context.recipe, context.recipe.train_config(stage)
-    model, params, masks = _start(stage, recipe, parent_dir)
+    model, params, masks = inputs.start(stage, recipe, parent_dir)
     model.check_length(config.seq_len)
     # A dense model trains with masks that keep everything, so that one compiled step
     # serves every stage and the control does exactly the arithmetic of a sparse run.
     whole = masks is None
     if whole:
-        masks = make_masks(params, recipe.prune.pattern_rules())
+        masks = inputs.whole_masks(params, recipe.prune.pattern_rules())
     state = train.init_state(
         params,
         masks,
@@ -124,19 +123,9 @@ def _pretrain(name, stage, context, parent_dir, parent, directory) -> Result:
         isolate_documents=recipe.data.isolate_documents,
     )
 
-    def batches(start_step: int):
-        return context.dataset.batches(
-            batch_size=config.batch_size,
-            seq_len=config.seq_len,
-            seed=recipe.seed,
-            start_step=start_step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-
     state, seconds = train.fit(
         state,
-        batches,
+        functools.partial(inputs.batches, recipe, stage, context.dataset),
         config,
         loss,
         directory=directory,
@@ -161,28 +150,16 @@ def _pretrain(name, stage, context, parent_dir, parent, directory) -> Result:
     }
 
 
-def _start(
-    stage: Pretrain, recipe: Recipe, parent_dir: pathlib.Path | None
-) -> tuple[models.LlamaConfig, Params, Masks | None]:
-    """The parent's model, or random weights."""
-    if parent_dir is not None:
-        found, params = _load(parent_dir)
-        return found.config, params, found.masks
-    model = stage.model or recipe.model
-    return (
-        model,
-        jax.jit(models.init, static_argnums=1)(jax.random.key(recipe.seed), model),
-        None,
-    )
-
-
 def _prune(name, stage, context, parent_dir, parent, directory) -> Result:
     config = context.recipe.prune_config(stage)
-    found, params = _load(parent_dir)
+    found, params = inputs.load(parent_dir)
     with context.bar(name, found.config.n_layers, "block") as bar:
-        params, masks, rows = _run_prune(
-            context, config, found, params, lambda done, _: bar.update(done - bar.n)
-        )
+
+        def advance(done: int, _: int) -> None:
+            bar.update(done - bar.n)
+            train.stop_if_asked(name)
+
+        params, masks, rows = _run_prune(context, config, found, params, advance)
     result = _finish(context, directory, found.config, params, masks, parent)
     return result | {"matrices": rows}
 
@@ -204,9 +181,8 @@ def _run_prune(context, config: PruneConfig, found: io.Model, params, progress=N
 
 def _one_shot(name, stage, context, parent_dir, parent, directory) -> Result:
     """Every row is kept as soon as it is known; a restart goes on after the last."""
-    directory.mkdir(parents=True, exist_ok=True)
-    found, dense = _load(parent_dir)
-    rows = read_lines(directory / "rows.jsonl")
+    found, dense = inputs.load(parent_dir)
+    rows = distributed.on_lead(lambda: read_lines(directory / "rows.jsonl"))
     done = {(row["method"], row["sparsity"]) for row in rows}
     todo = [
         dataclasses.replace(context.recipe.prune, solver=solver, sparsity=sparsity)
@@ -225,14 +201,17 @@ def _one_shot(name, stage, context, parent_dir, parent, directory) -> Result:
                     context.recipe, context.dataset, found.config, params
                 ),
             }
-            write_line(directory / "rows.jsonl", row)
+            distributed.on_lead(
+                lambda row=row: write_line(directory / "rows.jsonl", row)
+            )
             rows.append(row)
             bar.update()
+            train.stop_if_asked(name)
     return {"rows": rows}
 
 
 def _export(name, stage, context, parent_dir, parent, directory) -> Result:
-    found, params = _load(parent_dir)
+    found, params = inputs.load(parent_dir)
     io.save(
         directory / "model",
         params,

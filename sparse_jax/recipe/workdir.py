@@ -1,12 +1,12 @@
 """The working directory of a recipe: whose it is, what is finished, what must agree."""
 
+import contextlib
 import pathlib
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from typing import IO, Any
 
-from sparse_jax import __version__
+from sparse_jax import __version__, distributed
 from sparse_jax.files import disk_errors, lock, read_json, write_json
 from sparse_jax.recipe.config import (
     Export,
@@ -27,20 +27,37 @@ _NO_EFFECT = ("checkpoint_every", "keep_checkpoints", "log_every")
 """Training fields that change files on the way, not the result."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_workdir(directory: pathlib.Path, recipe: Recipe) -> Iterator[None]:
-    """Claims a working directory for a recipe, for this process alone.
+    """Claims a working directory for a recipe; the lead locks it for all processes.
 
     Raises:
-      InputError: it belongs to another recipe, is in use, or is no directory of ours.
+      InputError: it belongs to another recipe, is in use, is no directory of ours, or
+        some process does not see it.
     """
-    with disk_errors(directory):
-        locked = _lock(directory)
-    with locked:
-        _check_owner(directory, recipe)
-        if not (directory / RECIPE).exists():
-            record(directory, recipe)
+    with contextlib.ExitStack() as claimed:
+
+        def claim() -> None:
+            with disk_errors(directory):
+                claimed.enter_context(_lock(directory))
+            _check_owner(directory, recipe)
+            if not (directory / RECIPE).exists():
+                record(directory, recipe)
+
+        distributed.on_lead(claim)
+        _check_shared(directory)
         yield
+
+
+def _check_shared(directory: pathlib.Path) -> None:
+    """Raises InputError on all processes when one does not see the lead's directory."""
+    seen = distributed.gather((directory / RECIPE).exists())
+    if not all(seen):
+        raise InputError(
+            f"{directory}: process {seen.index(False)} does not find the {RECIPE} that "
+            "process 0 has written there; choose a --workdir on a filesystem that all "
+            "machines share"
+        )
 
 
 def record(directory: pathlib.Path, recipe: Recipe) -> None:
@@ -138,7 +155,7 @@ def check_stages(
                 f"any more; add --restart_from={stage.parent} to do both again"
             )
         now, then = stage_config(recipe, stage, data), read_json(path)
-        difference = _first_difference(then, now, f"{name}")
+        difference = distributed.first_difference(then, now, name)
         if difference:
             where, old, new = difference
             state = "finished" if (directory / name / RESULT).exists() else "begun"
@@ -170,6 +187,9 @@ def stage_config(recipe: Recipe, stage: Stage, data: dict[str, Any]) -> dict[str
     if isinstance(stage, Pretrain):
         training = to_dict(recipe.train_config(stage))
         config["train"] = {k: v for k, v in training.items() if k not in _NO_EFFECT}
+        if training["divergence"]["action"] == "skip":
+            # What is skipped begins at a checkpoint.
+            config["train"]["checkpoint_every"] = training["checkpoint_every"]
         config["data"] = _data(recipe)
         if stage.parent is None:
             config["model"] = to_dict(stage.model or recipe.model)
@@ -192,13 +212,3 @@ def stage_config(recipe: Recipe, stage: Stage, data: dict[str, Any]) -> dict[str
 def _data(recipe: Recipe) -> dict[str, Any]:
     """The data's settings that shape a batch; where it is cached does not."""
     return {k: v for k, v in to_dict(recipe.data).items() if k != "cache_dir"}
-
-
-def _first_difference(old: Any, new: Any, where: str) -> tuple[str, Any, Any] | None:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted({*old, *new}):
-            found = _first_difference(old.get(key), new.get(key), f"{where}.{key}")
-            if found:
-                return found
-        return None
-    return None if old == new else (where, old, new)

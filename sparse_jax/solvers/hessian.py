@@ -51,6 +51,7 @@ def accumulate(
     hessian: Float[Array, "in in"],
     n_before: Float[Array, ""] | float,
     inputs: Float[Array, "B T in"],
+    n_added: Float[Array, ""] | float | None = None,
 ) -> Float[Array, "in in"]:
     """Adds a batch of sequences to a running Hessian, in float32.
 
@@ -66,13 +67,15 @@ def accumulate(
       hessian: H so far; zeros at the start.
       n_before: sequences in it.
       inputs: the activations that enter the linear.
+      n_added: sequences in the batch, where `inputs` are but a part of it, and H the
+        part of H that follows from such parts; None = the batch size of `inputs`.
 
     Example:
       >>> h = accumulate(jnp.zeros((1, 1)), 0.0, jnp.full((2, 3, 1), 2.0))
       >>> float(h[0, 0])
       24.0
     """
-    n = n_before + inputs.shape[0]
+    n = n_before + (inputs.shape[0] if n_added is None else n_added)
     x_TI = inputs.reshape(-1, inputs.shape[-1]).astype(jnp.float32)
     tile = _tile(len(hessian))
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from sparse_jax.sparsity.patterns import Pattern
 from sparse_jax.types import InputError
@@ -74,6 +74,12 @@ class Solution:
             _relative_error(self.problem.weights, self.weights, self.hessian)
         )
         return float(error) if error.ndim == 0 else error
+
+
+def row_shards(matrix: Shaped[Array, "*lead out in"]) -> int:
+    """Over how many devices the rows of a matrix are cut, its columns being whole."""
+    shard = matrix.sharding.shard_shape(matrix.shape)
+    return matrix.shape[-2] // max(1, shard[-2])
 
 
 def output_energy(

@@ -36,6 +36,7 @@ from sparse_jax.solvers.problem import (
     check_count,
     check_scale,
     need_hessian,
+    row_shards,
 )
 from sparse_jax.solvers.sparsegpt import sparsegpt
 from sparse_jax.sparsity.patterns import NM
@@ -94,7 +95,12 @@ def sparsegpt_refit(
         first = solutions[name]
         ridge_M = _ridge(first, damping)
         weights = _better_rows(
-            first.problem.weights, first.weights, solution.weights, hessian, ridge_M
+            first.problem.weights,
+            first.weights,
+            solution.weights,
+            hessian,
+            ridge_M,
+            shards=row_shards(first.problem.weights),
         )
         kept[name] = replace(solution, weights=weights)
     return kept
@@ -125,6 +131,7 @@ def refit(
             _ridge(solution, damping),
             iterations,
             tolerance,
+            shards=row_shards(solution.problem.weights),
         )
         refitted[name] = replace(solution, weights=weights)
     return refitted | _round(refitted, damping)
@@ -155,18 +162,23 @@ def _ridge(solution, damping):
     """Damping that had to be added beyond what was asked for, else zero [M]."""
     n_matrices = int(np.prod(solution.weights.shape[:-2]))
     if solution.damping is None or np.max(solution.damping) <= damping * 1.001:
-        return jnp.zeros(n_matrices)
+        return np.zeros(n_matrices, np.float32)
     scale = jnp.mean(jnp.diagonal(solution.hessian, axis1=-2, axis2=-1), -1)
     raised = np.where(solution.damping > damping * 1.001, solution.damping, 0)
     return jnp.broadcast_to(scale * raised, solution.weights.shape[:-2]).reshape(-1)
 
 
-def _map_matrices(function, matrices, hessian, ridge_M):
-    """Maps over the panels of rows of all matrices; a shared Hessian is not copied."""
+def _map_matrices(function, matrices, hessian, ridge_M, shards):
+    """Maps over the panels of rows of all matrices; a shared Hessian is not copied.
+
+    Every panel has as many rows of each of the `shards` devices.
+    """
     shape = matrices[0].shape
-    rows = _panel_rows(*shape[-2:])
-    panels = tuple(matrix.reshape(-1, rows, shape[-1]) for matrix in matrices)
-    panels = tuple(a.reshape(len(ridge_M), -1, *a.shape[1:]) for a in panels)
+    rows = _panel_rows(shape[-2] // shards, shape[-1])
+    cut = (len(ridge_M), shards, -1, rows, shape[-1])
+    panels = tuple(matrix.reshape(cut).swapaxes(1, 2) for matrix in matrices)
+    by_panel = panels[0].shape
+    panels = tuple(a.reshape(*a.shape[:2], -1, shape[-1]) for a in panels)
 
     def map_panels(panels, hessian_II, ridge):
         return lax.map(lambda a: function(*a, hessian_II, ridge), panels)
@@ -176,7 +188,7 @@ def _map_matrices(function, matrices, hessian, ridge_M):
     else:
         hessian_MII = hessian.reshape(-1, *hessian.shape[-2:])
         mapped = lax.map(lambda a: map_panels(*a), (panels, hessian_MII, ridge_M))
-    return mapped.reshape(shape)
+    return mapped.reshape(by_panel).swapaxes(1, 2).reshape(shape)
 
 
 def _panel_rows(n_out: int, n_in: int) -> int:
@@ -184,8 +196,10 @@ def _panel_rows(n_out: int, n_in: int) -> int:
     return largest_divisor(n_out, max(_PANEL // n_in, 1))
 
 
-@jax.jit
-def _least_squares(weights, start, mask, hessian, ridge_M, iterations, tolerance):
+@partial(jax.jit, static_argnames="shards")
+def _least_squares(
+    weights, start, mask, hessian, ridge_M, iterations, tolerance, *, shards
+):
     def solve_one(w_OI, x_OI, mask_OI, hessian_II, ridge):
         diagonal_I = jnp.diagonal(hessian_II)
         scale_I = jnp.where(diagonal_I > 0, diagonal_I + ridge, 1)
@@ -221,7 +235,7 @@ def _least_squares(weights, start, mask, hessian, ridge_M, iterations, tolerance
         carry = (x_OI, r_OI, p_OI, rz_O, error, jnp.inf, 0)
         return lax.while_loop(improves, step, carry)[0].astype(weights.dtype)
 
-    return _map_matrices(solve_one, (weights, start, mask), hessian, ridge_M)
+    return _map_matrices(solve_one, (weights, start, mask), hessian, ridge_M, shards)
 
 
 def _multiply(x_OI, hessian_II, ridge):
@@ -246,8 +260,8 @@ def _ratio(numerator, denominator):
     return jnp.where(positive, numerator / jnp.where(positive, denominator, 1), 0)
 
 
-@jax.jit
-def _better_rows(weights, first, second, hessian, ridge_M):
+@partial(jax.jit, static_argnames="shards")
+def _better_rows(weights, first, second, hessian, ridge_M, *, shards):
     """Takes every row from the candidate with the lower error; ties from the first."""
 
     def choose(w_OI, first_OI, second_OI, hessian_II, ridge):
@@ -258,4 +272,4 @@ def _better_rows(weights, first, second, hessian, ridge_M):
         better_O = error(second_OI) < error(first_OI)
         return jnp.where(better_O[:, None], second_OI, first_OI)
 
-    return _map_matrices(choose, (weights, first, second), hessian, ridge_M)
+    return _map_matrices(choose, (weights, first, second), hessian, ridge_M, shards)

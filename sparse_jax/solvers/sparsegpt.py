@@ -42,6 +42,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from sparse_jax import host
+from sparse_jax.mesh import to_host
 from sparse_jax.solvers.blocks import (
     matmul,
     padded_columns,
@@ -136,14 +137,15 @@ def _solve_one(problem, hessian, factor, block, reference):
         n_blocks = padded_columns(matrix[1], block) // block
         pad = [(0, 0)] * (counts.ndim - 1) + [(0, n_blocks - counts.shape[-1])]
         counts = np.broadcast_to(np.pad(counts, pad), (*lead, n_blocks))
+    weights_IO = _transpose(weights.astype(jnp.float32))
     if problem.prior_mask is None:
-        prior = jnp.ones((*lead, matrix[1], matrix[0]), bool)
+        prior = jnp.ones_like(weights_IO, bool)
     else:
         prior = _transpose(problem.prior_mask)
     # D, in the memory of W, is not needed any more.
     pruned, mask = host.run_lean(
         _prune,
-        _transpose(weights.astype(jnp.float32)),
+        weights_IO,
         factor[:3],
         prior,
         counts,
@@ -169,7 +171,7 @@ def _block_counts(pattern, matrix, prior_mask, block, reference) -> np.ndarray:
     total = pattern.n_pruned(n_out * n_in)
     if prior_mask is None:
         return quotas(total, sizes)
-    dead = np.asarray(_dead_per_block(prior_mask, pattern.unit, block), np.int64)
+    dead = to_host(_dead_per_block(prior_mask, pattern.unit, block)).astype(np.int64)
     check_nesting(pattern, total, dead.sum(-1), n_out * n_in)
     counts = [quotas(total, sizes, dead_N) for dead_N in dead.reshape(-1, len(sizes))]
     return np.stack(counts).reshape(dead.shape)

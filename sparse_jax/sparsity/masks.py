@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Shaped, UInt8
 
+from sparse_jax import mesh
 from sparse_jax.ops import MaskMode, effective_weight
 from sparse_jax.sparsity.patterns import Pattern
 from sparse_jax.tree import Rules, from_paths, leaf_paths, match_rules
@@ -153,7 +154,7 @@ def unpack_masks(packed: Tree, params: Params) -> Masks:
 
 def count_per_matrix(flags: Bool[Array, "... in out"]) -> np.ndarray:
     """Counts True entries per matrix, int64 [...]; a stacked leaf may pass 2**31."""
-    return np.asarray(_count_matrices(flags), np.int64)
+    return mesh.to_host(_count_matrices(flags)).astype(np.int64)
 
 
 @jax.jit
@@ -182,7 +183,7 @@ def violations(params: Params, masks: Masks) -> int:
     """How many pruned weights are not exactly zero; NaN counts as a violation."""
     weights = leaf_paths(params)
     return sum(
-        int(np.asarray(_count_violations(weights[path], mask), np.int64).sum())
+        int(mesh.to_host(_count_violations(weights[path], mask)).sum(dtype=np.int64))
         for path, mask in leaf_paths(masks).items()
         if mask is not None
     )

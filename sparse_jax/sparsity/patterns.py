@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
+from sparse_jax import mesh
 from sparse_jax.sparsity.select import is_concrete, quotas
 from sparse_jax.sparsity.units import (
     Mask,
@@ -144,7 +145,7 @@ class UnitPattern(Pattern):
         dead_MO = np.zeros((n_matrices, n_rows), np.int64)
         if prior_mask is not None:
             dead = dead_per_row(prior_mask, self.unit)
-            dead_MO = np.asarray(dead, np.int64).reshape(dead_MO.shape)
+            dead_MO = mesh.to_host(dead).astype(np.int64).reshape(dead_MO.shape)
             check_nesting(self, total, dead_MO.sum(-1), n_rows * n_columns)
         if not self.per_row:
             return np.full(n_matrices, total, np.int32)
@@ -281,7 +282,7 @@ class Block(UnitPattern):
 
 def as_prior(prior_mask: Mask | None, scores: Matrix) -> Mask:
     """No prior mask means that everything may be kept: both cases compile only once."""
-    return jnp.ones(scores.shape, bool) if prior_mask is None else prior_mask
+    return jnp.ones_like(scores, bool) if prior_mask is None else prior_mask
 
 
 def check_nesting(

@@ -1,7 +1,7 @@
-"""The training loop of one stage: resume, step, record, checkpoint."""
+"""The training loop of one stage: resume, step, judge, record, checkpoint."""
 
 import dataclasses
-import math
+import logging
 import os
 import pathlib
 import time
@@ -13,66 +13,20 @@ import numpy as np
 
 from sparse_jax import mesh as mesh_lib
 from sparse_jax.train.checkpoint import Checkpoints
+from sparse_jax.train.config import TrainConfig
+from sparse_jax.train.divergence import LossWatch, TrainingDiverged
 from sparse_jax.train.losses import Loss
 from sparse_jax.train.metrics import Metrics
-from sparse_jax.train.optimizer import OptimizerConfig, ScheduleConfig
+from sparse_jax.train.placement import scalar_to_devices, to_devices
 from sparse_jax.train.step import train_step
-from sparse_jax.types import Batch, InputError, Params, State
+from sparse_jax.train.stopping import StopPoll, interrupted
+from sparse_jax.types import Batch, Params, State
 
+logger = logging.getLogger(__name__)
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """One training run.
-
-    Attributes:
-      steps: optimizer steps.
-      batch_size: rows per step over all devices and processes, B.
-      seq_len: tokens per row, T.
-      accumulate: micro-batches per step; must divide batch_size.
-      schedule: learning rate over the steps.
-      optimizer: AdamW.
-      checkpoint_every: steps between checkpoints.
-      keep_checkpoints: how many of the newest stay on disk.
-      log_every: steps between rows of metrics.jsonl.
-    """
-
-    steps: int = 1000
-    batch_size: int = 16
-    seq_len: int = 128
-    accumulate: int = 1
-    schedule: ScheduleConfig = ScheduleConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    checkpoint_every: int = 200
-    keep_checkpoints: int = 2
-    log_every: int = 10
-
-    def __post_init__(self):
-        for name in (
-            "steps",
-            "batch_size",
-            "seq_len",
-            "accumulate",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "log_every",
-        ):
-            if getattr(self, name) < 1:
-                found = getattr(self, name)
-                raise InputError(f"train.{name} must be >= 1, got {found}")
-        if self.batch_size % self.accumulate:
-            raise InputError(
-                f"train.accumulate: {self.accumulate} does not divide "
-                f"train.batch_size {self.batch_size}"
-            )
-
-    @property
-    def tokens_per_step(self) -> int:
-        """B x T."""
-        return self.batch_size * self.seq_len
-
-
-class TrainingDiverged(InputError):
-    """The loss or the gradient stopped being a finite number."""
+Meta = dict[str, Any]
+"""What a checkpoint holds besides the state: `seconds` of training so far, the last
+`losses` (see `LossWatch`), and a row per rollback in `rollbacks`."""
 
 
 def fit(
@@ -90,7 +44,9 @@ def fit(
     """Trains until `config.steps`, continuing from the newest checkpoint if any.
 
     Metrics of a step are read while the next one runs, so the device never waits for
-    the host. A state is saved only after its loss was seen to be finite.
+    the host; nothing else moves between them but batches and learning rates, and a
+    transfer that nobody asked for is an error. A state is saved only after its loss was
+    judged, see `DivergenceConfig`.
 
     Args:
       state: the state to start from when there is no checkpoint; consumed.
@@ -108,86 +64,112 @@ def fit(
 
     Raises:
       TrainingDiverged: naming the step and the last good checkpoint.
+      Interrupted: after SIGTERM, with everything saved.
     """
-    directory, mesh = pathlib.Path(directory), mesh_lib.current()
+    directory = pathlib.Path(directory)
     with (
-        jax.set_mesh(mesh),
-        Checkpoints(directory / "checkpoints", keep=config.keep_checkpoints) as saved,
+        jax.set_mesh(mesh_lib.current()),
+        Checkpoints(
+            directory / "checkpoints",
+            keep=config.keep_checkpoints,
+            scheduled=config.saves_at,
+        ) as saved,
         Metrics(directory, config.steps, name, quiet=quiet) as metrics,
     ):
-        restored = saved.restore(jax.eval_shape(lambda s: s, state))
-        meta: dict[str, Any] = {"seconds": 0.0}
-        if restored is not None:
-            state, meta = restored
-        first = int(state.step)
-        # Placed as the step returns it, or the second step would compile again.
-        state = jax.device_put(state, mesh_lib.shardings(mesh, state))
-        metrics.resume(first)
-        run = _Run(config, loss, teacher, metrics, saved, name, tokens_before)
-        run.start(first, meta["seconds"])
-        stream = batches(int(state.data))
-        compiled = None
-        for step in range(first, config.steps):
-            state = run.step(step, state, next(stream))
-            if step == first + 1:
-                compiled = _compilations()
-        if compiled is not None and _compilations() > compiled:
-            raise AssertionError(f"{name}: the training step compiled inside the loop")
-        return state, run.seconds()
+        like = jax.eval_shape(lambda s: s, state)
+        fresh: Meta = {"seconds": 0.0, "losses": [], "rollbacks": []}
+        start = saved.restore(like) or (state, fresh)
+        del state
+        run = _Run(config, loss, teacher, batches, metrics, saved, name, tokens_before)
+        while True:
+            try:
+                return run.train(*start), run.seconds()
+            except _BadStep as bad:
+                start = run.roll_back(bad, like)
 
 
-def _compilations() -> int:
-    """How often the training step has been compiled in this process."""
-    # JAX counts them, but not in its public interface.
-    return train_step._cache_size()  # pyrefly: ignore[missing-attribute]
+class _BadStep(Exception):
+    """A step that has diverged."""
+
+    def __init__(self, step: int, problem: str):
+        super().__init__(problem)
+        self.step = step
 
 
 class _Run:
     """What the loop carries between steps besides the state."""
 
-    def __init__(self, config, loss, teacher, metrics, saved, name, tokens_before):
+    def __init__(
+        self, config, loss, teacher, batches, metrics, saved, name, tokens_before
+    ):
         self._config, self._loss, self._teacher = config, loss, teacher
-        self._metrics, self._saved, self._name = metrics, saved, name
-        self._tokens_before = tokens_before
-        self._pending: tuple[int, Any] | None = None
-
-    def start(self, step: int, seconds: float) -> None:
-        self._seconds_before, self._started = seconds, time.monotonic()
-        self._rate_step, self._rate_time = step, self._started
+        self._batches, self._metrics, self._saved = batches, metrics, saved
+        self._name, self._tokens_before = name, tokens_before
+        self._started = time.monotonic()
+        self._seconds_before = 0.0
 
     def seconds(self) -> float:
+        """Of training so far, over all starts."""
         return self._seconds_before + time.monotonic() - self._started
 
-    def step(self, step: int, state: State, batch: Batch) -> State:
-        """Dispatches one step, then records the one before it."""
+    def train(self, state: State, meta: Meta) -> State:
+        """Trains from a state to the last step."""
+        config, mesh = self._config, mesh_lib.current()
+        first = self._begin(state, meta)
+        # Placed as the step returns it, or the second step would compile again.
+        state = jax.device_put(state, mesh_lib.shardings(mesh, state))
+        if config.divergence.action == "skip" and not self._saved.steps():
+            self._save(first, state)  # to go back to
+        stream, stop, compiled = self._batches(self._first_data), StopPoll(), None
+        for step in range(first + 1, config.steps + 1):
+            with jax.transfer_guard("disallow"):
+                state = self._step(step, state, to_devices(next(stream)))
+                asked = stop()
+            if asked or config.saves_at(step):
+                self._record()
+                self._save(step, state)
+            if asked:
+                self._saved.wait()
+                raise interrupted(f"{self._name}: saved after step {step}, stopped")
+            compiled = self._check_compilations(step - first, compiled)
+        return state
+
+    def _begin(self, state: State, meta: Meta) -> int:
+        """Takes up the records at a state's step, and returns that."""
+        self._first, self._first_data = int(state.step), int(state.data)
+        self._watch = LossWatch(self._config.divergence, meta["losses"])
+        self._rollbacks: list[dict[str, Any]] = meta["rollbacks"]
+        self._seconds_before, self._started = meta["seconds"], time.monotonic()
+        self._rate_step, self._rate_time = self._first, self._started
+        self._pending: tuple[int, Any] | None = None
+        self._metrics.resume(self._first)
+        return self._first
+
+    def _step(self, step: int, state: State, batch: Batch) -> State:
+        """Dispatches a step, then records the one before it."""
         config = self._config
-        rate = config.schedule(step, steps=config.steps)
+        rate = config.schedule(step - 1, steps=config.steps)
         state, scalars = train_step(
             state,
-            to_devices(batch),
-            np.float32(rate),
+            batch,
+            scalar_to_devices(rate),
             self._teacher,
             loss=self._loss,
             optimizer=config.optimizer,
             accumulate=config.accumulate,
         )
         self._record()
-        self._pending = (step + 1, {**scalars, "learning_rate": rate})
-        done = step + 1
-        if done % config.checkpoint_every == 0 or done == config.steps:
-            self._record()
-            self._saved.save(done, state, {"seconds": self.seconds()})
+        self._pending = (step, {**scalars, "learning_rate": rate})
         return state
 
     def _record(self) -> None:
-        """Reads the pending step's scalars, checks them and writes their row."""
+        """Reads the pending step's scalars, judges them and writes their row."""
         if self._pending is None:
             return
-        step, scalars = self._pending
-        self._pending = None
-        values = {name: float(value) for name, value in scalars.items()}
-        if not all(math.isfinite(v) for v in values.values()):
-            self._diverged(step, values)
+        (step, scalars), self._pending = self._pending, None
+        values = {name: float(v) for name, v in jax.device_get(scalars).items()}
+        if problem := self._watch.problem(step, values):
+            raise _BadStep(step, problem)
         config = self._config
         if step % config.log_every and step != config.steps:
             self._metrics.advance(step)
@@ -196,27 +178,73 @@ class _Run:
         tokens = (step - self._rate_step) * config.tokens_per_step
         values["tokens_per_second"] = tokens / (now - self._rate_time)
         self._rate_step, self._rate_time = step, now
+        if config.divergence.action == "skip":
+            values["rollbacks"] = len(self._rollbacks)
+            skipped = (r["data_after"] - r["data_before"] for r in self._rollbacks)
+            values["skipped_batches"] = sum(skipped)
         total = self._tokens_before + step * config.tokens_per_step
         self._metrics.write(step, {"tokens": total, **values})
 
-    def _diverged(self, step: int, values: dict[str, float]) -> None:
+    def _save(self, step: int, state: State) -> None:
+        self._saved.save(
+            step,
+            state,
+            {
+                "seconds": self.seconds(),
+                "losses": self._watch.losses,
+                "rollbacks": self._rollbacks,
+            },
+        )
+
+    def _check_compilations(self, steps: int, before: int | None) -> int | None:
+        """Fails when a step after the first two has compiled again."""
+        found = _compilations() if steps >= 2 else None
+        if before is not None and found != before:
+            raise AssertionError(
+                f"{self._name}: the training step compiled inside the loop"
+            )
+        return found
+
+    def roll_back(self, bad: _BadStep, like: State) -> tuple[State, Meta]:
+        """The newest scheduled checkpoint before a bad step, its data moved past it.
+
+        SIGTERM's checkpoints do not count: a run that was interrupted goes back to the
+        same step as one that was not.
+
+        Raises:
+          TrainingDiverged: the configuration says to stop, or this was once too often.
+        """
+        config = self._config.divergence
         self._saved.wait()
-        steps = self._saved.steps()
-        good = f"step {steps[-1]}" if steps else "none yet"
-        raise TrainingDiverged(
-            f"{self._name}: loss {values['loss']} and gradient norm "
-            f"{values['grad_norm']} at step {step} are not finite; the last good "
-            f"checkpoint is {good}; lower train.schedule.peak or look at the data"
+        good = [step for step in self._saved.steps() if self._config.saves_at(step)]
+        if config.action == "stop" or len(self._rollbacks) >= config.max_rollbacks:
+            often = f" after {len(self._rollbacks)} rollbacks" * bool(self._rollbacks)
+            raise TrainingDiverged(
+                f"{self._name}: {bad}{often}; the last good checkpoint is "
+                f"{f'step {good[-1]}' if good else 'none yet'}; lower "
+                "train.schedule.peak or look at the data"
+            )
+        self._saved.remove_after(good[-1])
+        found = self._saved.restore(like)
+        assert found is not None  # it raises rather than find nothing
+        state, meta = found
+        data = self._first_data + bad.step - self._first
+        row = {
+            "bad_step": bad.step,
+            "to_step": int(state.step),
+            "data_before": int(state.data),
+            "data_after": data,
+        }
+        logger.warning(
+            "%s: %s; going on from step %d without batches %d to %d",
+            *(self._name, bad, row["to_step"], row["data_before"], data - 1),
         )
+        state = dataclasses.replace(state, data=np.int32(data))
+        rollbacks = [*self._rollbacks, row]
+        return state, meta | {"seconds": self.seconds(), "rollbacks": rollbacks}
 
 
-def to_devices(batch: Batch) -> Batch:
-    """Places this process's rows of a batch on the mesh in use."""
-    sharding = mesh_lib.batch_sharding(mesh_lib.current())
-    rows = batch.tokens.shape[0] * jax.process_count()
-    return Batch(
-        *(
-            jax.make_array_from_process_local_data(sharding, x, (rows, *x.shape[1:]))
-            for x in batch
-        )
-    )
+def _compilations() -> int:
+    """How often the training step has been compiled in this process."""
+    # JAX counts them, but not in its public interface.
+    return train_step._cache_size()  # pyrefly: ignore[missing-attribute]

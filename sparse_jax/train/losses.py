@@ -57,15 +57,8 @@ class NextToken:
     ) -> LossSum:
         """See `Loss`."""
         del teacher
-        isolate = self.isolate_documents
-        segment_ids = jnp.asarray(batch.segment_ids) if isolate else None
-        x_BTD = models.hidden(
-            params,
-            jnp.asarray(batch.tokens),
-            self.model,
-            self.compute,
-            positions=jnp.asarray(batch.positions),
-            segment_ids=segment_ids,
+        x_BTD = hidden_states(
+            params, batch, self.model, self.compute, self.isolate_documents
         )
         total = models.cross_entropy(
             x_BTD,
@@ -75,3 +68,22 @@ class NextToken:
             self.compute.loss_chunk,
         )
         return LossSum(total, batch.loss_weights.sum(), {})
+
+
+def hidden_states(
+    params: Params,
+    batch: Batch,
+    model: models.LlamaConfig,
+    compute: models.Compute,
+    isolate_documents: bool,
+) -> Float[Array, "B T D"]:
+    """What the head of a model sees of a batch; arguments as of `NextToken`."""
+    segment_ids = jnp.asarray(batch.segment_ids) if isolate_documents else None
+    return models.hidden(
+        params,
+        jnp.asarray(batch.tokens),
+        model,
+        compute,
+        positions=jnp.asarray(batch.positions),
+        segment_ids=segment_ids,
+    )

@@ -3,7 +3,6 @@
 Run in a process of its own: the number of devices is fixed when JAX starts.
 """
 
-import functools
 import json
 import pathlib
 import sys
@@ -12,45 +11,26 @@ import jax
 import numpy as np
 
 from sparse_jax import mesh as mesh_lib
-from sparse_jax import models, train
+from sparse_jax import train
 from sparse_jax.mesh import MeshConfig
-from sparse_jax.models import LlamaConfig
-from sparse_jax.prune import PruneConfig
-from sparse_jax.sparsity.masks import make_masks, map_masks, project_kernel, violations
-from sparse_jax.tree import leaf_paths, match_rules
+from sparse_jax.sparsity.masks import violations
+from sparse_jax.tree import leaf_paths
+from tests.sharded.models8 import CONFIG, MODEL, meshes, params_and_masks
 from tests.train.helpers import make_batches
 
-MODEL = LlamaConfig(
-    vocab_size=64, d_model=32, d_ff=64, n_layers=2, n_heads=4, n_kv_heads=4
-)
-MESHES = {
+SOME = {
     "one": MeshConfig(),
     "all": MeshConfig(data=2, fsdp=2, tensor=2),
     "fsdp": MeshConfig(fsdp=8),
-    "tensor": MeshConfig(data=2, tensor=4),
+    "tensor": MeshConfig(tensor=8),
 }
-CONFIG = train.TrainConfig(
-    steps=6,
-    batch_size=8,
-    seq_len=16,
-    checkpoint_every=3,
-    log_every=1,
-    schedule=train.ScheduleConfig(kind="constant", peak=1e-3),
-)
 
 
-@functools.cache
-def params_and_masks():
-    params = models.init(jax.random.key(0), MODEL)
-    rules = PruneConfig(sparsity=0.7).pattern_rules()
-    masks = map_masks(
-        lambda w, m, p: None if m is None else project_kernel(p, abs(w)),
-        params,
-        make_masks(params, rules),
-        match_rules(rules, params),
-    )
-    # On the host, so that every mesh can take them.
-    return jax.tree.map(np.asarray, (params, masks))
+def name(mesh):
+    return f"{mesh.data}x{mesh.fsdp}x{mesh.tensor}"
+
+
+EVERY = {"one": MeshConfig()} | {name(mesh): mesh for mesh in meshes(8)}
 
 
 def fit(mesh, directory):
@@ -95,16 +75,17 @@ def describe(state, directory):
     }
 
 
-def main(folder: pathlib.Path) -> None:
+def main(folder: pathlib.Path, every: bool) -> None:
     found = {}
-    for name, mesh in MESHES.items():
-        found[name] = describe(fit(mesh, folder / name), folder / name)
-    # Half way on one mesh, the rest on another: as if the whole had run on the first.
-    newest = folder / "all" / "checkpoints" / "6"
-    newest.rename(folder / "set_aside")
-    found["moved"] = describe(fit(MESHES["fsdp"], folder / "all"), folder / "all")
+    for key, mesh in (EVERY if every else SOME).items():
+        found[key] = describe(fit(mesh, folder / key), folder / key)
+    if not every:
+        # Half way on one mesh, the rest on another: as if the whole had run on one.
+        newest = folder / "all" / "checkpoints" / "20"
+        newest.rename(folder / "set_aside")
+        found["moved"] = describe(fit(SOME["fsdp"], folder / "all"), folder / "all")
     print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]))
+    main(pathlib.Path(sys.argv[1]), every="--every" in sys.argv)

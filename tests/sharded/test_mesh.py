@@ -13,15 +13,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 SHARDED = ("all", "fsdp", "tensor")
 
 
-@pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    """The one process that all tests here look at."""
+def fit_on_meshes(folder, *flags):
+    """The output of a process with 8 devices."""
+    script = pathlib.Path(__file__).with_name("fit_on_meshes.py")
     return subprocess.run(
-        [
-            sys.executable,
-            str(pathlib.Path(__file__).with_name("fit_on_meshes.py")),
-            str(tmp_path_factory.mktemp("meshes")),
-        ],
+        [sys.executable, str(script), str(folder), *flags],
         capture_output=True,
         text=True,
         env=os.environ
@@ -34,6 +30,12 @@ def done(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """The one process that most tests here look at."""
+    return fit_on_meshes(tmp_path_factory.mktemp("meshes"))
+
+
+@pytest.fixture(scope="module")
 def found(done):
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -41,7 +43,7 @@ def found(done):
 
 @pytest.mark.parametrize("name", [*SHARDED, "moved"])
 def test_losses_are_those_of_one_device(found, name):
-    assert len(found["one"]["losses"]) == 6
+    assert len(found["one"]["losses"]) == 20
     np.testing.assert_allclose(
         found[name]["losses"], found["one"]["losses"], rtol=1e-5, atol=0
     )
@@ -63,7 +65,7 @@ def test_weights_are_really_split(found):
     def share(name):
         return found[name]["shard"]["layers/mlp/up/kernel"]
 
-    assert [share(n) for n in ("one", *SHARDED)] == [1, 1 / 4, 1 / 8, 1 / 4]
+    assert [share(n) for n in ("one", *SHARDED)] == [1, 1 / 4, 1 / 8, 1 / 8]
     specs = found["all"]["specs"]
     assert specs["layers/mlp/up/kernel"][0].endswith("(None, 'fsdp', 'tensor')")
     assert specs["layers/mlp/down/kernel"][0].endswith("(None, 'tensor', 'fsdp')")
@@ -72,3 +74,15 @@ def test_weights_are_really_split(found):
 def test_no_weight_is_gathered_whole_by_accident(done):
     assert "rematerialization" not in done.stderr.lower()
     assert "error" not in done.stderr.lower()
+
+
+@pytest.mark.slow
+def test_every_mesh_of_8_devices(tmp_path):
+    done = fit_on_meshes(tmp_path, "--every")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found) == 11
+    for mesh in found.values():
+        np.testing.assert_allclose(mesh["losses"], found["one"]["losses"], rtol=1e-5)
+        assert mesh["violations"] == 0
+    assert "rematerialization" not in done.stderr.lower()

@@ -21,6 +21,21 @@ def test_the_running_mean_does_not_depend_on_the_batches():
         np.testing.assert_allclose(hessian, 2 / 7 * flat.T @ flat, rtol=1e-5, atol=1e-5)
 
 
+def test_parts_of_a_batch_add_up():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 5, 4)), jnp.float32)
+    whole = accumulate(accumulate(jnp.zeros((4, 4)), 0.0, x[:2]), 2.0, x[2:])
+    parts = []
+    for part in range(2):  # of the sequences of every batch
+        hessian, n_before = jnp.zeros((4, 4)), 0
+        for batch in (x[:2], x[2:]):
+            hessian = accumulate(
+                hessian, float(n_before), batch[part::2], float(len(batch))
+            )
+            n_before += len(batch)
+        parts.append(hessian)
+    np.testing.assert_allclose(parts[0] + parts[1], whole, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("block", [4, 5, 10])
 def test_the_factor_is_that_of_the_inverse(block):
     x = np.random.default_rng(0).normal(size=(40, 10))

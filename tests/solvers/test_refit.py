@@ -102,3 +102,30 @@ def test_panels_of_a_large_matrix_change_nothing_but_rounding(monkeypatch):
     module._least_squares.clear_cache()
     scale = np.abs(whole.weights).max()
     np.testing.assert_allclose(cut.weights, whole.weights, atol=1e-4 * scale)
+
+
+def test_panels_take_rows_of_every_device():
+    W, H = make_problem()
+    shape = W.shape
+    hessian, ridge = jnp.asarray(H), np.zeros(1, np.float32)
+
+    def number_rows(w_OI, hessian_II, ridge):
+        return w_OI + jnp.arange(len(w_OI))[:, None]
+
+    for shards in (1, 2):
+        mapped = module._map_matrices(
+            number_rows, (jnp.zeros(shape),), hessian, ridge, shards
+        )
+        # A panel is all of a small matrix, its rows in their order.
+        np.testing.assert_array_equal(mapped[:, 0], np.arange(shape[0]))
+
+
+def test_results_do_not_depend_on_the_panels_of_devices(monkeypatch):
+    W, H = make_problem()
+    first = solve("sparsegpt", W, H, Unstructured(0.5))
+    whole = refit({"w": first}, 0.01, iterations=300, tolerance=0.0)["w"]
+    monkeypatch.setattr(module, "row_shards", lambda matrix: 2)
+    monkeypatch.setattr(module, "_PANEL", 4 * W.shape[1])
+    cut = refit({"w": first}, 0.01, iterations=300, tolerance=0.0)["w"]
+    assert cut.relative_error == pytest.approx(whole.relative_error, rel=1e-4)
+    np.testing.assert_array_equal(cut.weights == 0, whole.weights == 0)

@@ -5,6 +5,7 @@ import json
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from sparse_jax import train
@@ -81,10 +82,10 @@ def test_masks_are_stored_as_bits(new_state, masks, tmp_path):
     assert violations(state.params, masks) == 0
     with train.Checkpoints(tmp_path / "checkpoints") as checkpoints:
         restored, meta = checkpoints.restore(jax.eval_shape(lambda: new_state()))
-        stored = checkpoints._manager.item_metadata(12).state["masks"]
+    stored = ocp.StandardCheckpointHandler().metadata(tmp_path / "checkpoints/12/state")
     assert tree_equal(restored.masks, masks)
     assert meta["seconds"] > 0
-    kernel = stored["layers"]["mlp"]["up"]["kernel"]
+    kernel = stored.tree["masks"]["layers"]["mlp"]["up"]["kernel"]
     assert kernel.dtype == np.uint8 and kernel.shape == (2, 32, 8)
 
 

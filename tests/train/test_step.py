@@ -98,6 +98,27 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(params, masks):
     )
 
 
+def test_half_precision_moments_are_stored_so_and_train_alike(params, masks):
+    losses, moments = {}, {}
+    for dtype in ("float32", "bfloat16"):
+        optimizer = dataclasses.replace(OPTIMIZER, moment_dtype=dtype)
+        state = train.init_state(params, masks, optimizer, rng=jax.random.key(0))
+        state, metrics = run(state, steps=5, optimizer=optimizer)
+        adam = next(s for s in state.opt if isinstance(s, optax.ScaleByAdamState))
+        assert {leaf.dtype for leaf in jax.tree.leaves(adam.mu)} == {jnp.dtype(dtype)}
+        assert {leaf.dtype for leaf in jax.tree.leaves(adam.nu)} == {
+            jnp.dtype("float32")
+        }
+        assert violations(adam.mu, masks) == violations(state.params, masks) == 0
+        losses[dtype], moments[dtype] = float(metrics["loss"]), adam.mu
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=1e-3)
+    near, exact = jax.tree.leaves(moments["bfloat16"]), moments["float32"]
+    for rounded, moment in zip(near, jax.tree.leaves(exact), strict=True):
+        # Every step rounds by up to 1 / 256, and a decay of 0.9 sums ten of them.
+        error = jnp.abs(rounded.astype(jnp.float32) - moment).max()
+        assert float(error) <= 0.04 * float(jnp.abs(moment).max())
+
+
 def test_straight_through_masks_give_pruned_weights_a_gradient(params, masks):
     state = train.init_state(params, masks, OPTIMIZER, rng=jax.random.key(0))
     state, _ = run(state, steps=1, mask_mode="straight_through")

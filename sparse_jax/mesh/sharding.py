@@ -1,29 +1,22 @@
-"""The device mesh, its axes, and the one table that says how leaves are sharded.
-
-Three axes, each of size 1 by default:
-
-    data    replicas of the model; the batch is split, gradients are summed
-    fsdp    the batch is split and so are the weights (fully sharded data parallel)
-    tensor  heads, feed-forward neurons and the vocabulary are split
+"""The one table that says how leaves are sharded, and what follows from it.
 
 Masks and optimizer moments carry the path of their weight, so the same table shards
 them as their weight.
 """
 
-import dataclasses
 import math
 import re
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from sparse_jax.types import InputError
+from sparse_jax.mesh.axes import BATCH
 
 P = PartitionSpec
 Axis = str | tuple[str, ...] | None
-AXES = ("data", "fsdp", "tensor")
-BATCH = ("data", "fsdp")
 
 SHARDING_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(.*/)?embed/embedding", P("tensor", "fsdp")),
@@ -36,55 +29,10 @@ SHARDING_RULES: tuple[tuple[str, PartitionSpec], ...] = (
 """(path regex, spec) pairs; the first full match wins."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MeshConfig:
-    """Sizes of the mesh axes; their product is the number of devices used."""
-
-    data: int = 1
-    fsdp: int = 1
-    tensor: int = 1
-
-
-def make_mesh(config: MeshConfig = MeshConfig()) -> Mesh:
-    """Makes the device mesh, one device by default.
-
-    Raises:
-      InputError: the sizes need another number of devices than there are.
-
-    Example:
-      >>> dict(make_mesh().shape)
-      {'data': 1, 'fsdp': 1, 'tensor': 1}
-    """
-    sizes = tuple(getattr(config, axis) for axis in AXES)
-    needed, found = math.prod(sizes), jax.device_count()
-    if min(sizes) < 1 or needed > found or (needed != found and needed > 1):
-        raise InputError(
-            f"mesh: {dict(zip(AXES, sizes, strict=True))} needs {needed} devices, "
-            f"found {found}; set mesh.data, mesh.fsdp and mesh.tensor so that their "
-            "product is the device count"
-        )
-    return jax.make_mesh(
-        sizes,
-        AXES,
-        axis_types=(AxisType.Auto,) * len(AXES),
-        devices=jax.devices()[:needed],
-    )
-
-
-def current() -> Mesh:
-    """The mesh set by `jax.set_mesh`, else one device."""
-    mesh = jax.sharding.get_mesh()
-    return make_mesh() if mesh.empty else mesh
-
-
-def check_batch(batch_size: int, mesh: Mesh | AbstractMesh) -> None:
-    """Raises InputError when a batch does not divide over the mesh's batch axes."""
-    shards = math.prod(mesh.shape[axis] for axis in BATCH)
-    if batch_size % shards:
-        raise InputError(
-            f"train.batch_size: {batch_size} does not divide over "
-            f"{shards} devices (mesh axes data x fsdp); use a multiple of {shards}"
-        )
+def batch_shards() -> int:
+    """Into how many parts the mesh in use cuts a batch, inside and outside of jit."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return math.prod(shape.get(axis, 1) for axis in BATCH)
 
 
 def spec_for(path: str) -> PartitionSpec:
@@ -149,6 +97,34 @@ def constrain_tree(tree: Any) -> Any:
     if mesh.empty:
         return tree
     return jax.lax.with_sharding_constraint(tree, specs(mesh, tree))
+
+
+def place_rows(mesh: Mesh, array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    """Cuts an array along axis 0, like a batch, over a mesh of several devices.
+
+    Args:
+      mesh: its batch axes divide the rows.
+      array: of the host: whole, and the same, on every process, which places its
+        devices' rows; or of devices, which is moved if need be.
+    """
+    if mesh.size == 1:
+        return array
+    # Written as JAX writes the sharding of a result, see `specs`.
+    axes = tuple(axis for axis in BATCH if mesh.shape[axis] > 1)
+    spec = P(axes if len(axes) > 1 else axes[0]) if axes else P()
+    sharding = NamedSharding(mesh, spec)
+    if isinstance(array, jax.Array):
+        return jax.device_put(array, sharding)
+    return jax.make_array_from_callback(array.shape, sharding, lambda i: array[i])
+
+
+def to_host(array: jax.Array | np.ndarray) -> np.ndarray:
+    """An array that need not be replicated, whole on every process's host."""
+    if isinstance(array, jax.Array) and not (
+        array.is_fully_addressable or array.is_fully_replicated
+    ):
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    return np.asarray(array)
 
 
 def _fitting(mesh: Mesh | AbstractMesh, axis: Axis, size: int) -> Axis:

@@ -1,0 +1,191 @@
+"""The training step of a recipe on the devices of a machine, with nothing allocated."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+
+from sparse_jax import mesh as mesh_lib
+from sparse_jax import models, train
+from sparse_jax.mesh import MeshConfig
+from sparse_jax.models import Compute, LlamaConfig
+from sparse_jax.plan.machines import Machine
+from sparse_jax.recipe import Pretrain, Recipe
+from sparse_jax.sparsity.masks import make_masks
+from sparse_jax.train import OptimizerConfig
+from sparse_jax.tree import Rules
+from sparse_jax.types import Batch, State
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """One training step.
+
+    Attributes:
+      model: architecture.
+      compute: with no `auto` left in it.
+      mesh: sizes of the axes.
+      batch_size: rows of a step over all devices.
+      seq_len: tokens of a row.
+      accumulate: micro-batches of a step.
+      optimizer: AdamW.
+      isolate_documents: attention stays inside a document.
+      pattern_rules: which leaves have masks, see `sparsity.masks.make_masks`.
+    """
+
+    model: LlamaConfig
+    compute: Compute
+    mesh: MeshConfig
+    batch_size: int
+    seq_len: int
+    accumulate: int
+    optimizer: OptimizerConfig
+    isolate_documents: bool
+    pattern_rules: Rules
+
+    @property
+    def tokens(self) -> int:
+        """Of a step."""
+        return self.batch_size * self.seq_len
+
+    @property
+    def rows(self) -> int:
+        """Of a micro-batch on one device."""
+        shards = self.mesh.data * self.mesh.fsdp
+        return self.batch_size // self.accumulate // shards
+
+    def loss(self, **compute: Any) -> train.NextToken:
+        """The loss of the step, with fields of `compute` replaced."""
+        return train.NextToken(
+            model=self.model,
+            compute=dataclasses.replace(self.compute, **compute),
+            isolate_documents=self.isolate_documents,
+        )
+
+    def check(self, devices: int) -> None:
+        """Raises InputError unless the mesh has all devices and cuts everything."""
+        needs = mesh_lib.batch_needs(self.batch_size, self.accumulate)
+        mesh_lib.check(self.mesh, devices, needs | self.model.mesh_needs)
+        self.model.check_length(self.seq_len)
+
+
+def make_job(recipe: Recipe, machine: Machine, stage: Pretrain | None = None) -> Job:
+    """The step of a recipe's stage on a machine.
+
+    Args:
+      recipe: the run.
+      machine: where; it decides what `auto` means in `recipe.compute`.
+      stage: None = the shared settings of the recipe.
+
+    Raises:
+      InputError: the mesh does not fit the machine, the model or the batch.
+    """
+    config = recipe.train if stage is None else recipe.train_config(stage)
+    model = recipe.model if stage is None else stage.model or recipe.model
+    documents = recipe.data.isolate_documents
+    compute = recipe.compute.on(
+        machine.chip.platform, config.seq_len, documents=documents
+    )
+    job = Job(
+        model=model,
+        compute=compute,
+        mesh=recipe.mesh,
+        batch_size=config.batch_size,
+        seq_len=config.seq_len,
+        accumulate=config.accumulate,
+        optimizer=config.optimizer,
+        isolate_documents=documents,
+        pattern_rules=tuple(recipe.prune.pattern_rules()),
+    )
+    job.check(machine.devices)
+    return job
+
+
+def abstract_mesh(config: MeshConfig) -> AbstractMesh:
+    """A mesh without devices, to reckon with."""
+    return AbstractMesh(_sizes(config), mesh_lib.AXES, axis_types=_KINDS)
+
+
+def real_mesh(config: MeshConfig, devices: list[Any]) -> Mesh:
+    """A mesh of given devices; as `mesh.make_mesh` along the machine's links."""
+    return jax.make_mesh(
+        _sizes(config), mesh_lib.AXES, axis_types=_KINDS, devices=devices
+    )
+
+
+def _sizes(config: MeshConfig) -> tuple[int, ...]:
+    return tuple(getattr(config, axis) for axis in mesh_lib.AXES)
+
+
+_KINDS = (AxisType.Auto,) * len(mesh_lib.AXES)
+
+
+def abstract_state(job: Job) -> State:
+    """Shapes and dtypes of what a step reads and writes, on one device."""
+    params = models.abstract_params(job.model)
+
+    def init(params: Any) -> State:
+        masks = make_masks(params, job.pattern_rules)
+        key = jax.random.key(0)
+        return train.init_state(params, masks, job.optimizer, rng=key)
+
+    return jax.eval_shape(init, params)
+
+
+def abstract_batch(job: Job) -> Batch:
+    """Shapes and dtypes of a step's batch, over all devices."""
+    shape = job.batch_size, job.seq_len
+    dtypes = (jnp.int32, jnp.int32, jnp.float32, jnp.int32, jnp.int32)
+    # Any: shapes stand where the type has arrays.
+    leaves: Any = [jax.ShapeDtypeStruct(shape, dtype) for dtype in dtypes]
+    return Batch(*leaves)
+
+
+def placed(tree: Any, mesh: Mesh, *, batch: bool = False) -> Any:
+    """The tree of shapes with the sharding that the training loop gives each leaf."""
+
+    def place(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    rows = mesh_lib.batch_sharding(mesh)
+    if batch:
+        return jax.tree.map(lambda leaf: place(leaf, rows), tree)
+    return jax.tree.map(place, tree, mesh_lib.shardings(mesh, tree))
+
+
+def batch_bytes(job: Job, mesh: AbstractMesh | Mesh, granule: int = 1) -> int:
+    """Bytes of a step's batch on one device; what the step does not read is left out.
+
+    JAX drops the segment ids where documents are not kept apart.
+    """
+    read = abstract_batch(job)._asdict()
+    if not job.isolate_documents:
+        del read["segment_ids"]
+    rows = NamedSharding(mesh, jax.P(mesh_lib.BATCH))
+    return sum(_size(leaf, rows, granule) for leaf in read.values())
+
+
+def device_bytes(tree: Any, mesh: AbstractMesh | Mesh, granule: int = 1) -> int:
+    """Bytes of a state's leaves, or of a part of it, on one device.
+
+    Args:
+      tree: arrays or shapes.
+      mesh: over which `mesh.specs` divides them.
+      granule: every leaf takes a multiple of so many bytes.
+    """
+
+    def size(leaf: Any, spec: jax.P) -> int:
+        return _size(leaf, NamedSharding(mesh, spec), granule)
+
+    return sum(jax.tree.leaves(jax.tree.map(size, tree, mesh_lib.specs(mesh, tree))))
+
+
+def _size(leaf: Any, sharding: NamedSharding, granule: int) -> int:
+    # A random key is two words, which numpy does not know.
+    key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    itemsize = 8 if key else jnp.dtype(leaf.dtype).itemsize
+    size = math.prod(sharding.shard_shape(leaf.shape)) * itemsize
+    return -(-size // granule) * granule

@@ -1,0 +1,66 @@
+"""What a stage begins with, on the mesh in use: a model, masks, batches."""
+
+import pathlib
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+from sparse_jax import io, mesh, models
+from sparse_jax.data import Dataset
+from sparse_jax.recipe.config import Pretrain, Recipe
+from sparse_jax.sparsity.masks import make_masks
+from sparse_jax.tree import Rules
+from sparse_jax.types import Batch, InputError, Masks, Params
+
+
+def load(path: str | pathlib.Path) -> tuple[io.Model, Params]:
+    """A model and its weights, on the mesh in use."""
+    found = io.resolve(path, mesh.current())
+    if found.params is None:
+        raise InputError(f"init: {path} is a size without weights; name a model")
+    return found, found.params
+
+
+def start(
+    stage: Pretrain, recipe: Recipe, parent_dir: pathlib.Path | None
+) -> tuple[models.LlamaConfig, Params, Masks | None]:
+    """The parent's model, or random weights."""
+    if parent_dir is not None:
+        found, params = load(parent_dir)
+        return found.config, params, found.masks
+    model = stage.model or recipe.model
+    return model, _random_params(recipe.seed, model), None
+
+
+def _random_params(seed: int, model: models.LlamaConfig) -> Params:
+    """Random weights; every device makes its own part of them."""
+    shardings = mesh.shardings(mesh.current(), models.abstract_params(model))
+    init = jax.jit(models.init, static_argnums=1, out_shardings=shardings)
+    return init(jax.random.key(seed), model)
+
+
+def whole_masks(params: Params, rules: Rules) -> Masks:
+    """Masks that keep everything, each where its weight is."""
+    shapes = jax.eval_shape(lambda tree: make_masks(tree, rules), params)
+    return jax.tree.map(
+        lambda mask, sharding: jnp.ones(mask.shape, bool, device=sharding),
+        shapes,
+        mesh.shardings(mesh.current(), shapes),
+    )
+
+
+def batches(
+    recipe: Recipe, stage: Pretrain, dataset: Dataset, start_step: int = 0
+) -> Iterator[Batch]:
+    """The part of a stage's batches that this process feeds to its devices."""
+    config = recipe.train_config(stage)
+    index, count = mesh.batch_share(mesh.current())
+    return dataset.batches(
+        batch_size=config.batch_size,
+        seq_len=config.seq_len,
+        seed=recipe.seed,
+        start_step=start_step,
+        process_index=index,
+        process_count=count,
+    )
