@@ -298,8 +298,8 @@ def main() -> None:
         kills = arguments.kills // len(counts) + (index < arguments.kills % len(counts))
         records.append(Soak(workdir, count, kills, arguments.seed).run())
     print(
-        "| processes | uninterrupted | kills | in | ended, all bit-equal | checkpoints lost "
-        "| others end within |\n|---|---|---|---|---|---|---|"
+        "| processes | uninterrupted | kills | in | ended, all bit-equal "
+        "| checkpoints lost | others end within |\n|---|---|---|---|---|---|---|"
     )
     for record in records:
         print(summary(record))

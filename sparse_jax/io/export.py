@@ -77,24 +77,16 @@ def save(
     """
     check_dtype(dtype)
     leaves, mask_leaves = leaf_paths(params), leaf_paths(masks or {})
-    shapes = leaf_shapes(config)
-    check_shapes(leaves, mask_leaves, shapes)
+    check_shapes(leaves, mask_leaves, leaf_shapes(config))
     directory = Path(os.path.abspath(directory))
     distributed.on_lead(lambda: _check_free(directory, overwrite))
     present = {path: mask for path, mask in mask_leaves.items() if mask is not None}
     mask_shapes = {path: mask.shape for path, mask in present.items()}
-    parts = _gathered(
-        names.slots(shapes, range(config.n_layers)),
-        masks_file.mask_slots(mask_shapes),
-        leaves,
-        present,
-    )
 
     def write(parts: Parts) -> None:
         panels, bits = _takers(parts, dtype)
-        write_masks = functools.partial(
-            masks_file.write_masks, shapes=mask_shapes, packed=bits
-        )
+        options = {"shapes": mask_shapes, "packed": bits}
+        write_masks = functools.partial(masks_file.write_masks, **options)
         write_model(
             directory,
             config,
@@ -106,21 +98,21 @@ def save(
             overwrite=overwrite,
         )
 
-    gather.write_gathered(parts, write)
+    gather.write_gathered(_gathered(config, leaves, present, mask_shapes), write)
 
 
 def _gathered(
-    weight_slots: Iterable[Slot],
-    mask_slots: Iterable[Slot],
+    config: LlamaConfig,
     leaves: Mapping[str, Leaf],
     masks: Mapping[str, Leaf],
+    mask_shapes: Shapes,
 ) -> Parts:
     """What the files hold, in their order: each weight with its mask, then masks."""
-    for slot in weight_slots:
+    for slot in names.slots(leaf_shapes(config), range(config.n_layers)):
         mask = masks.get(slot.path)
         kept = None if mask is None else gather.part(slot, mask)
         yield slot, gather.part(slot, leaves[slot.path]), kept
-    for slot in mask_slots:
+    for slot in masks_file.mask_slots(mask_shapes):
         yield slot, None, gather.part(slot, masks[slot.path])
 
 

@@ -54,13 +54,20 @@ def plan(recipe: Recipe, machine: Machine, *, estimate: bool = False) -> dict[st
     times = roofline(
         machine, executed=executed, moved=moved, sent=sum(c.sent for c in found)
     )
+    estimated = roofline(
+        machine,
+        executed=executed,
+        moved=estimated_traffic(job),
+        sent=sum(c.sent for c in estimated_collectives(job)),
+    )
     fits = held.total <= machine.chip.memory
     return {
         "source": _source(machine, program, estimate),
         "machine": _machine(machine),
         "job": _job(job),
         "memory": _memory(held, machine, fits, program),
-        "step": _step(job, machine, times, executed, moved),
+        "step": _step(job, machine, times, executed, moved)
+        | {"estimated_seconds": estimated.best},
         "collectives": [dataclasses.asdict(c) for c in found],
         "loops_of_unknown_length": loops,
         "recipe": _recipe(recipe, job, times),
