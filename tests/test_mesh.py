@@ -110,6 +110,26 @@ def test_meshes_that_work(axes):
     check(**axes)
 
 
+def test_a_mesh_that_does_not_follow_the_links_is_refused(monkeypatch):
+    """JAX lays axes along a torus; here all must be powers of 4."""
+    made = mesh.make_mesh()
+
+    def make_mesh(sizes, *_, **__):
+        if not {*sizes} <= {1, 4, 16}:
+            raise NotImplementedError
+        return made
+
+    monkeypatch.setattr(jax, "make_mesh", make_mesh)
+    with pytest.raises(InputError) as error:
+        mesh.make_mesh(mesh.MeshConfig(fsdp=8, tensor=2), devices=[None] * 16)
+    assert str(error.value) == (
+        "mesh: data=1, fsdp=8, tensor=2 cannot be laid along the links of these "
+        "devices; the nearest mesh that can is data=1, fsdp=4, tensor=4"
+    )
+    with pytest.raises(InputError, match="no other mesh that works; use other"):
+        mesh.make_mesh(mesh.MeshConfig(fsdp=2), devices=[None] * 2)
+
+
 @pytest.mark.parametrize(
     ("held", "shares"),
     [

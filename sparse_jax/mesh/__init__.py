@@ -16,7 +16,12 @@ from sparse_jax.mesh.axes import (
     check,
     share_of,
 )
-from sparse_jax.mesh.devices import batch_share, current, make_mesh
+from sparse_jax.mesh.devices import (
+    abstract_mesh,
+    batch_share,
+    current,
+    make_mesh,
+)
 from sparse_jax.mesh.sharding import (
     SHARDING_RULES,
     batch_sharding,
@@ -36,6 +41,7 @@ __all__ = [
     "SHARDING_RULES",
     "MeshConfig",
     "Needs",
+    "abstract_mesh",
     "batch_needs",
     "batch_sharding",
     "batch_shards",

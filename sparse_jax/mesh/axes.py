@@ -26,6 +26,9 @@ class MeshConfig:
     fsdp: int = 1
     tensor: int = 1
 
+    def __str__(self) -> str:
+        return ", ".join(f"{axis}={getattr(self, axis)}" for axis in AXES)
+
 
 def check(config: MeshConfig, devices: int, needs: Needs = NO_NEEDS) -> None:
     """Raises InputError unless a mesh has all devices and cuts everything evenly.
@@ -48,12 +51,11 @@ def check(config: MeshConfig, devices: int, needs: Needs = NO_NEEDS) -> None:
     alone = set(axis_sizes(config)) == {1} and jax.process_count() == 1
     if problem is None or alone:
         return
-    near = _nearest(config, devices, needs)
+    near = next(iter(nearest(config, devices, needs)), None)
     if near is None:
         hint = f"no mesh of {devices} devices works, use fewer devices"
     else:
-        words = ", ".join(f"{axis}={getattr(near, axis)}" for axis in AXES)
-        hint = f"the nearest mesh of {devices} devices that works is {words}"
+        hint = f"the nearest mesh of {devices} devices that works is {near}"
     raise InputError(f"mesh: {problem}; {hint}")
 
 
@@ -75,8 +77,14 @@ def _problem(config: MeshConfig, devices: int, needs: Needs) -> str | None:
     return None
 
 
-def _nearest(config: MeshConfig, devices: int, needs: Needs) -> MeshConfig | None:
-    """The mesh that works and whose axes differ by the smallest factors."""
+def nearest(config: MeshConfig, devices: int, needs: Needs) -> list[MeshConfig]:
+    """All meshes that work, those first whose axes differ by the smallest factors.
+
+    Example:
+      >>> [str(mesh) for mesh in nearest(MeshConfig(fsdp=2), 2, {})]
+      ['data=1, fsdp=2, tensor=1', 'data=1, fsdp=1, tensor=2',
+       'data=2, fsdp=1, tensor=1']
+    """
     divisors = [n for n in range(1, devices + 1) if devices % n == 0]
     meshes = [
         MeshConfig(data=devices // (fsdp * tensor), fsdp=fsdp, tensor=tensor)
@@ -91,7 +99,7 @@ def _nearest(config: MeshConfig, devices: int, needs: Needs) -> MeshConfig | Non
         return round(factors, 6), mesh.data  # replicas cost the most memory
 
     working = [mesh for mesh in meshes if _problem(mesh, devices, needs) is None]
-    return min(working, key=distance, default=None)
+    return sorted(working, key=distance)
 
 
 def batch_needs(

@@ -1,9 +1,12 @@
 """The device mesh in use, and which rows of a batch a process feeds to it."""
 
+import contextlib
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from sparse_jax.mesh.axes import (
     AXES,
@@ -13,33 +16,56 @@ from sparse_jax.mesh.axes import (
     Needs,
     axis_sizes,
     check,
+    nearest,
     share_of,
 )
 from sparse_jax.mesh.sharding import batch_sharding
+from sparse_jax.types import InputError
 
 
-def make_mesh(config: MeshConfig = MeshConfig(), needs: Needs = NO_NEEDS) -> Mesh:
+def make_mesh(
+    config: MeshConfig = MeshConfig(),
+    needs: Needs = NO_NEEDS,
+    devices: Sequence[Any] | None = None,
+) -> Mesh:
     """Makes the device mesh, one device by default.
 
     Args:
       config: sizes of the axes.
       needs: what the axes must divide, see `check`.
+      devices: to lay it over; None = all of the backend.
 
     Raises:
-      InputError: see `check`.
+      InputError: see `check`; or the axes cannot follow the links between the devices.
 
     Example:
       >>> dict(make_mesh().shape)
       {'data': 1, 'fsdp': 1, 'tensor': 1}
     """
-    check(config, jax.device_count(), needs)
+    found = jax.devices() if devices is None else devices
+    check(config, len(found), needs)
+    try:
+        return _lay(config, found)
+    except NotImplementedError:  # what JAX raises where a torus has no such axes
+        problem = f"mesh: {config} cannot be laid along the links of these devices"
+    for near in nearest(config, len(found), needs):
+        with contextlib.suppress(NotImplementedError):
+            _lay(near, found)
+            raise InputError(f"{problem}; the nearest mesh that can is {near}")
+    raise InputError(f"{problem}, and no other mesh that works; use other devices")
+
+
+def _lay(config: MeshConfig, devices: Sequence[Any]) -> Mesh:
     sizes = axis_sizes(config)
-    return jax.make_mesh(
-        sizes,
-        AXES,
-        axis_types=(AxisType.Auto,) * len(AXES),
-        devices=jax.devices()[: math.prod(sizes)],
-    )
+    kinds = (AxisType.Auto,) * len(AXES)
+    some = devices[: math.prod(sizes)]
+    return jax.make_mesh(sizes, AXES, axis_types=kinds, devices=some)
+
+
+def abstract_mesh(config: MeshConfig) -> AbstractMesh:
+    """A mesh without devices, to reckon with."""
+    kinds = (AxisType.Auto,) * len(AXES)
+    return AbstractMesh(axis_sizes(config), AXES, axis_types=kinds)
 
 
 def current() -> Mesh:

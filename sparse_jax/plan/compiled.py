@@ -6,8 +6,6 @@ libtpu brings a client that only compiles; it needs no TPU.
 import contextlib
 import dataclasses
 import importlib.util
-import math
-import operator
 import os
 import pathlib
 import re
@@ -19,12 +17,11 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
-from jax.sharding import Mesh
 
+from sparse_jax import mesh as mesh_lib
 from sparse_jax import train
-from sparse_jax.mesh import MeshConfig
 from sparse_jax.plan import hlo
-from sparse_jax.plan.job import Job, abstract_batch, abstract_state, placed, real_mesh
+from sparse_jax.plan.job import Job, abstract_batch, abstract_state, placed
 from sparse_jax.plan.machines import Machine
 from sparse_jax.types import InputError
 
@@ -91,7 +88,7 @@ def compile_step(job: Job, machine: Machine) -> Compiled:
       InputError: the mesh cannot be laid along the slice's links, or XLA would copy
         whole arrays to every device to change a sharding.
     """
-    mesh = _mesh(job, machine)
+    mesh = mesh_lib.make_mesh(job.mesh, job.needs, devices(machine))
     state = placed(abstract_state(job), mesh)
     batch = placed(abstract_batch(job), mesh, batch=True)
     with jax.set_mesh(mesh):
@@ -127,55 +124,6 @@ def compile_step(job: Job, machine: Machine) -> Compiled:
         seconds=seconds,
         cpu_seconds=cpu_seconds,
     )
-
-
-def _mesh(job: Job, machine: Machine) -> Mesh:
-    """The job's mesh along the links of a slice.
-
-    Raises:
-      InputError: JAX cannot lay it there.
-    """
-    found = devices(machine)
-    try:
-        return real_mesh(job.mesh, found)
-    except NotImplementedError:
-        pass
-    for config in _by_distance(job.mesh, machine.devices):
-        try:
-            dataclasses.replace(job, mesh=config).check(machine.devices)
-            real_mesh(config, found)
-        except (InputError, NotImplementedError):
-            continue
-        raise InputError(
-            f"mesh: {_words(job.mesh)} cannot be laid along the links of "
-            f"{machine.name}; the nearest mesh that can is {_words(config)}"
-        )
-    raise InputError(
-        f"mesh: no mesh for this model and batch can be laid along the links of "
-        f"{machine.name}; use another slice"
-    )
-
-
-def _by_distance(config: MeshConfig, devices: int) -> list[MeshConfig]:
-    """All meshes of so many devices, those whose axes differ least first."""
-    divisors = [n for n in range(1, devices + 1) if devices % n == 0]
-    meshes = [
-        MeshConfig(data=devices // (fsdp * tensor), fsdp=fsdp, tensor=tensor)
-        for fsdp in divisors
-        for tensor in divisors
-        if devices % (fsdp * tensor) == 0
-    ]
-
-    def distance(other: MeshConfig) -> float:
-        ratios = map(operator.truediv, *map(dataclasses.astuple, (other, config)))
-        return round(sum(abs(math.log(ratio)) for ratio in ratios), 6)
-
-    return sorted(meshes, key=distance)
-
-
-def _words(config: MeshConfig) -> str:
-    sizes = dataclasses.asdict(config)
-    return ", ".join(f"{axis}={size}" for axis, size in sizes.items())
 
 
 def _program(dump: pathlib.Path) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from sparse_jax import mesh as mesh_lib
 from sparse_jax import models, train
@@ -65,10 +65,15 @@ class Job:
             isolate_documents=self.isolate_documents,
         )
 
+    @property
+    def needs(self) -> mesh_lib.Needs:
+        """What the axes of the mesh must divide, see `mesh.check`."""
+        rows = mesh_lib.batch_needs(self.batch_size, self.accumulate)
+        return rows | self.model.mesh_needs
+
     def check(self, devices: int) -> None:
         """Raises InputError unless the mesh has all devices and cuts everything."""
-        needs = mesh_lib.batch_needs(self.batch_size, self.accumulate)
-        mesh_lib.check(self.mesh, devices, needs | self.model.mesh_needs)
+        mesh_lib.check(self.mesh, devices, self.needs)
         self.model.check_length(self.seq_len)
 
 
@@ -102,25 +107,6 @@ def make_job(recipe: Recipe, machine: Machine, stage: Pretrain | None = None) ->
     )
     job.check(machine.devices)
     return job
-
-
-def abstract_mesh(config: MeshConfig) -> AbstractMesh:
-    """A mesh without devices, to reckon with."""
-    return AbstractMesh(_sizes(config), mesh_lib.AXES, axis_types=_KINDS)
-
-
-def real_mesh(config: MeshConfig, devices: list[Any]) -> Mesh:
-    """A mesh of given devices; as `mesh.make_mesh` along the machine's links."""
-    return jax.make_mesh(
-        _sizes(config), mesh_lib.AXES, axis_types=_KINDS, devices=devices
-    )
-
-
-def _sizes(config: MeshConfig) -> tuple[int, ...]:
-    return tuple(getattr(config, axis) for axis in mesh_lib.AXES)
-
-
-_KINDS = (AxisType.Auto,) * len(mesh_lib.AXES)
 
 
 def abstract_state(job: Job) -> State:

@@ -11,10 +11,10 @@ import math
 
 import jax.numpy as jnp
 
+from sparse_jax import mesh as mesh_lib
 from sparse_jax import tree
 from sparse_jax.plan.job import (
     Job,
-    abstract_mesh,
     abstract_state,
     batch_bytes,
     device_bytes,
@@ -88,7 +88,7 @@ def estimate(job: Job, granule: int = 1) -> Memory:
       job: the step.
       granule: of the chip, see `Chip`.
     """
-    mesh, state = abstract_mesh(job.mesh), abstract_state(job)
+    mesh, state = mesh_lib.abstract_mesh(job.mesh), abstract_state(job)
     counters = (state.step, state.rng, state.data)
     params = device_bytes(state.params, mesh, granule)
     counted = device_bytes(counters, mesh, granule) + max(_LEARNING_RATE, granule)

@@ -57,7 +57,7 @@ def roofline(machine: Machine, *, executed: int, moved: float, sent: float) -> R
     Example:
       >>> from sparse_jax.plan import machines
       >>> one = machines.gpus("1xH100")
-      >>> roofline(one, executed=989 * 10**12, moved=0, sent=0).best
+      >>> roofline(one, executed=989 * 10**12, moved=0.0, sent=0.0).best
       1.0
     """
     chip = machine.chip

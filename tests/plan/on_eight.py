@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import P, lax
 from jax.sharding import NamedSharding
 
+from sparse_jax import mesh as mesh_lib
 from sparse_jax import train
 from sparse_jax.mesh import MeshConfig
 from sparse_jax.plan import collectives, compiled, memory
@@ -68,7 +69,7 @@ def rematerialized():
 
 def step(job):
     """What XLA and the estimate say of a training step."""
-    mesh = jobs.real_mesh(job.mesh, jax.devices())
+    mesh = mesh_lib.make_mesh(job.mesh)
     state = jobs.placed(jobs.abstract_state(job), mesh)
     batch = jobs.placed(jobs.abstract_batch(job), mesh, batch=True)
     with jax.set_mesh(mesh):
