@@ -121,6 +121,7 @@ struct DenseInt4 {
       for (int b = 0; b < kBatch; ++b) pending[b] = no_pending();
 #pragma GCC unroll 16
       for (int t = first; t < first + kNibbleSteps; ++t) {
+        prefetch_ahead(w + 4 * kPanel * t, 4 * kPanel);
 #pragma GCC unroll 16
         for (int b = 0; b < kBatch; ++b) {
           const int8_t* x_step = codes + b * x.padded + 8 * t;

@@ -52,7 +52,6 @@ inline void add_superblock(const uint8_t* const (&blocks)[kStreams], int slots,
 #pragma GCC unroll 4
     for (int b = 0; b < kBatch; ++b) part[s][b] = Values::start(sums[s][b]);
   }
-  for (int s = 0; s < kStreams; ++s) prefetch_ahead(blocks[s], slots * Values::kStep);
   int64_t at = 0;
 #pragma GCC unroll 4
   for (int block = 0; block < 4; ++block) {
@@ -61,6 +60,7 @@ inline void add_superblock(const uint8_t* const (&blocks)[kStreams], int slots,
 #pragma GCC unroll 4
       for (int s = 0; s < kStreams; ++s) {
         const uint8_t* step = blocks[s] + at;
+        prefetch_ahead(step, Values::kStep);
         const Ids ids = load_ids(step);
         const Bytes codes = Values::load(step + kIdBytes);
 #pragma GCC unroll 4
@@ -76,6 +76,7 @@ inline void add_superblock(const uint8_t* const (&blocks)[kStreams], int slots,
 #pragma GCC unroll 4
     for (int s = 0; s < kStreams; ++s) {
       const uint8_t* step = blocks[s] + at;
+      prefetch_ahead(step, Values::kStep);
       const Ids ids = load_ids(step);
       const Bytes codes = Values::load(step + kIdBytes);
 #pragma GCC unroll 4
