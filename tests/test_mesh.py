@@ -104,10 +104,20 @@ def test_what_a_mesh_does_not_divide_is_named_with_the_nearest_mesh(options, mes
 
 
 @pytest.mark.parametrize(
-    "axes", [{}, {"data": 8}, {"data": 2, "fsdp": 4}, {"fsdp": 2, "tensor": 4}]
+    "axes", [{"data": 8}, {"data": 2, "fsdp": 4}, {"fsdp": 2, "tensor": 4}]
 )
 def test_meshes_that_work(axes):
     check(**axes)
+
+
+def test_one_device_of_many_is_enough_here_but_not_in_a_plan(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    mesh.check_here(mesh.MeshConfig())
+    with pytest.raises(InputError, match="needs 1 devices, found 8; the nearest"):
+        check()
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(InputError, match="needs 1 devices, found 8; the nearest"):
+        mesh.check_here(mesh.MeshConfig())
 
 
 def test_a_mesh_that_does_not_follow_the_links_is_refused(monkeypatch):

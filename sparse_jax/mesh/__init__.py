@@ -19,6 +19,7 @@ from sparse_jax.mesh.axes import (
 from sparse_jax.mesh.devices import (
     abstract_mesh,
     batch_share,
+    check_here,
     current,
     make_mesh,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "batch_shards",
     "batch_share",
     "check",
+    "check_here",
     "constrain",
     "constrain_tree",
     "current",

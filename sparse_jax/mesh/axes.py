@@ -5,8 +5,6 @@ import math
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
-import jax
-
 from sparse_jax.types import InputError
 
 AXES = ("data", "fsdp", "tensor")
@@ -33,8 +31,6 @@ class MeshConfig:
 def check(config: MeshConfig, devices: int, needs: Needs = NO_NEEDS) -> None:
     """Raises InputError unless a mesh has all devices and cuts everything evenly.
 
-    A mesh of one device works wherever there are more, for one process.
-
     Args:
       config: sizes of the axes.
       devices: how many there are.
@@ -48,8 +44,7 @@ def check(config: MeshConfig, devices: int, needs: Needs = NO_NEEDS) -> None:
       the nearest mesh of 8 devices that works is data=1, fsdp=2, tensor=4
     """
     problem = _problem(config, devices, needs)
-    alone = set(axis_sizes(config)) == {1} and jax.process_count() == 1
-    if problem is None or alone:
+    if problem is None:
         return
     near = next(iter(nearest(config, devices, needs)), None)
     if near is None:

@@ -36,14 +36,17 @@ def make_mesh(
       devices: to lay it over; None = all of the backend.
 
     Raises:
-      InputError: see `check`; or the axes cannot follow the links between the devices.
+      InputError: see `check_here`; or the axes cannot follow the devices' links.
 
     Example:
       >>> dict(make_mesh().shape)
       {'data': 1, 'fsdp': 1, 'tensor': 1}
     """
     found = jax.devices() if devices is None else devices
-    check(config, len(found), needs)
+    if devices is None:
+        check_here(config, needs)
+    else:
+        check(config, len(found), needs)
     try:
         return _lay(config, found)
     except NotImplementedError:  # what JAX raises where a torus has no such axes
@@ -53,6 +56,12 @@ def make_mesh(
             _lay(near, found)
             raise InputError(f"{problem}; the nearest mesh that can is {near}")
     raise InputError(f"{problem}, and no other mesh that works; use other devices")
+
+
+def check_here(config: MeshConfig, needs: Needs = NO_NEEDS) -> None:
+    """`check` for the devices there are, of which one process may leave all but one."""
+    if config != MeshConfig() or jax.process_count() > 1:
+        check(config, jax.device_count(), needs)
 
 
 def _lay(config: MeshConfig, devices: Sequence[Any]) -> Mesh:

@@ -144,7 +144,7 @@ def _check_stage(recipe: Recipe, stage: Stage, model: models.LlamaConfig) -> Non
     if isinstance(stage, Pretrain):
         config = recipe.train_config(stage)
         needs = mesh.batch_needs(config.batch_size, config.accumulate)
-        mesh.check(recipe.mesh, jax.device_count(), needs | model.mesh_needs)
+        mesh.check_here(recipe.mesh, needs | model.mesh_needs)
         model.check_length(config.seq_len)
         _check_rules(recipe.prune, model)
     for config in _prune_configs(recipe, stage):

@@ -1,7 +1,6 @@
 """The plan against programs compiled for 8 virtual devices, in one process."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -10,8 +9,8 @@ import pytest
 
 from sparse_jax.plan import compiled
 from sparse_jax.types import InputError
+from tests.multihost.helpers import environment
 
-ROOT = pathlib.Path(__file__).parents[2]
 JOBS = ("tensor", "no remat")
 
 
@@ -21,12 +20,7 @@ def found():
         [sys.executable, str(pathlib.Path(__file__).with_name("on_eight.py"))],
         capture_output=True,
         text=True,
-        env=os.environ
-        | {
-            "JAX_PLATFORMS": "cpu",
-            "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        },
+        env=environment(devices=8),
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

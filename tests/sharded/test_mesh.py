@@ -1,7 +1,6 @@
 """Sharded training on 8 virtual devices equals training on one."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -9,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.multihost.helpers import environment
+
 SHARDED = ("all", "fsdp", "tensor")
 
 
@@ -20,12 +20,7 @@ def fit_on_meshes(folder, *flags):
         [sys.executable, str(script), str(folder), *flags],
         capture_output=True,
         text=True,
-        env=os.environ
-        | {
-            "JAX_PLATFORMS": "cpu",
-            "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        },
+        env=environment(devices=8),
     )
 
 

@@ -1,7 +1,6 @@
 """A model loads, evaluates, prunes and saves on 8 virtual devices as on one."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -9,8 +8,8 @@ import sys
 import pytest
 
 from sparse_jax.prune import LINEARS
+from tests.multihost.helpers import environment
 
-ROOT = pathlib.Path(__file__).parents[2]
 MESHES = ("2x2x2", "1x8x1")
 
 
@@ -21,12 +20,7 @@ def prune_on_meshes(folder, linears, *solvers):
         [sys.executable, str(script), str(folder), linears, *solvers],
         capture_output=True,
         text=True,
-        env=os.environ
-        | {
-            "JAX_PLATFORMS": "cpu",
-            "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        },
+        env=environment(devices=8),
     )
     assert done.returncode == 0, done.stderr
     assert "rematerialization" not in done.stderr.lower(), done.stderr
