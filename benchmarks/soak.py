@@ -130,9 +130,7 @@ class Soak:
             "others_ended_in": round(time.monotonic() - died, 2),
             "lost": sorted(s for s, step in before.items() if after.get(s, -1) < step),
         }
-        # Killed, told that another one was, done already; or killed before all had met,
-        # which ends the others with 2 (input that is really bad fails the next start).
-        allowed = {-signal.SIGKILL, 76, 0, 2}
+        allowed = {-signal.SIGKILL, 76, 0}  # killed, told of it, or done already
         if not hit or not {*codes} <= allowed:
             self._fail(f"{run}: exit codes {codes}")
         row["lost"] += sorted(p.parts[-3] for p in run.glob("*/checkpoints/damaged"))
@@ -177,40 +175,30 @@ class Soak:
     def _start(self, run: pathlib.Path) -> list[subprocess.Popen]:
         """The same command every time, but for the port."""
         run.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, str(ROOT / "launch" / "train.py")]
-        command += [f"--config={self._config}", f"--workdir={run}"]
+        flags: dict[str, Any] = {"config": self._config, "workdir": run}
         if self._count > 1:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))
-                port = probe.getsockname()[1]
-            command += [f"--config.mesh.data={self._count}"]
-            command += [f"--coordinator=127.0.0.1:{port}"]
-            command += [f"--num_processes={self._count}"]
-            command += [f"--peer_timeout={PEER_TIMEOUT}"]
-            command += [f"--start_timeout={START_TIMEOUT}"]
-        processes = []
-        for index in range(self._count):
-            which = [f"--process_id={index}"] if self._count > 1 else []
-            with (self._folder / f"process{index}.txt").open("w") as printed:
-                processes.append(
-                    subprocess.Popen(
-                        [*command, *which],
-                        stdout=printed,
-                        stderr=printed,
-                        env=self._environment(),
-                        preexec_fn=die_with_parent,
-                    )
-                )
-        return processes
-
-    def _environment(self) -> dict[str, str]:
-        cache = self._folder.parent / "compiled"
-        return os.environ | {
+                flags["coordinator"] = f"127.0.0.1:{probe.getsockname()[1]}"
+            flags |= {"config.mesh.data": self._count, "num_processes": self._count}
+            flags |= {"peer_timeout": PEER_TIMEOUT, "start_timeout": START_TIMEOUT}
+        environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": str(ROOT),
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_COMPILATION_CACHE_DIR": str(self._folder.parent / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
+        processes = []
+        for index in range(self._count):
+            which = {"process_id": index} if self._count > 1 else {}
+            command = [sys.executable, str(ROOT / "launch" / "train.py")]
+            command += [f"--{name}={value}" for name, value in (flags | which).items()]
+            with (self._folder / f"process{index}.txt").open("w") as out:
+                process = subprocess.Popen(
+                    command, stdout=out, stderr=out, env=environment, preexec_fn=die
+                )
+            processes.append(process)
+        return processes
 
     def _wait(
         self, processes: list[subprocess.Popen], limit: float = PATIENCE
@@ -234,8 +222,8 @@ class Soak:
         write_json(self._file, self.record)
 
 
-def die_with_parent() -> None:
-    """Linux ends this process when the soak is killed; else it would keep the lock."""
+def die() -> None:
+    """With the soak, on Linux; this process would keep the run's lock."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 

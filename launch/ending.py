@@ -1,7 +1,7 @@
 """How a launcher ends: an exception becomes one sentence and an exit code.
 
 0   done                     75   stopped by SIGTERM; the same command goes on
-1   a bug, with a traceback  76   another process of the run has died
+1   a bug, with a traceback  76   another process of the run has died, or has not come
 2   bad input
 """
 
@@ -26,6 +26,8 @@ def guarded(main: Callable[[], None]) -> None:
     try:
         main()
         distributed.ending(0)
+    except distributed.PeersMissing as error:
+        stop(str(error), distributed.PEER_LOST)
     except InputError as error:
         stop(str(error))
     except Interrupted as error:

@@ -5,7 +5,7 @@ Every process calls the same functions in the same order. Files are written by p
 `on_lead`, so that no process waits for one that has stopped.
 """
 
-from sparse_jax.distributed.end import PEER_LOST, ending, is_peer_error
+from sparse_jax.distributed.end import PEER_LOST, PeersMissing, ending, is_peer_error
 from sparse_jax.distributed.start import DistributedConfig, initialize
 from sparse_jax.distributed.talk import (
     barrier,
@@ -20,6 +20,7 @@ from sparse_jax.distributed.talk import (
 __all__ = [
     "PEER_LOST",
     "DistributedConfig",
+    "PeersMissing",
     "barrier",
     "check_same",
     "ending",

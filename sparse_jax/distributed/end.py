@@ -13,8 +13,15 @@ import re
 import signal
 from typing import Any
 
+from sparse_jax.types import InputError
+
 PEER_LOST = 76
 """Exit code of a process that stopped because another one has (EX_PROTOCOL)."""
+
+
+class PeersMissing(InputError):
+    """Not all processes came; their machines may have died, and start again."""
+
 
 _PEER_ERRORS = re.compile(
     "gloo|nccl|coordination service|CoordinationService|socket closed|"

@@ -12,7 +12,7 @@ from jax._src.clusters import ClusterEnv
 from jax.experimental import multihost_utils
 
 import sparse_jax
-from sparse_jax.distributed.end import catch_aborts
+from sparse_jax.distributed.end import PeersMissing, catch_aborts
 from sparse_jax.distributed.talk import check_same
 from sparse_jax.types import InputError
 
@@ -74,8 +74,9 @@ def initialize(config: DistributedConfig) -> None:
       config: what is None is asked of JAX's detection of clusters.
 
     Raises:
-      InputError: no cluster is found, a number is out of range, the coordinator cannot
-        be reached, or the processes run different versions.
+      PeersMissing: the coordinator cannot be reached.
+      InputError: no cluster is found, a number is out of range, or the processes run
+        different versions.
     """
     place = _find(config)
     started = time.monotonic()
@@ -88,8 +89,7 @@ def initialize(config: DistributedConfig) -> None:
     catch_aborts(
         f"process {place.index}: not all of the {place.count} processes have met at "
         f"{place.address} within {config.start_timeout} s; start all of them, each "
-        "with another --process_id and all with the same --num_processes",
-        code=2,
+        "with another --process_id and all with the same --num_processes"
     )
     jax.distributed.initialize(
         place.address,
@@ -194,7 +194,7 @@ def _reach(place: _Place, timeout: int) -> None:
         except OSError as error:
             problem = error.strerror or str(error)
             time.sleep(min(0.2, left))
-    raise InputError(
+    raise PeersMissing(
         f"--coordinator={place.address}: process {place.index} cannot reach it "
         f"({problem}), waited {timeout} s; start process 0, and give all processes "
         "its address"

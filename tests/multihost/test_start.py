@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from sparse_jax.distributed import DistributedConfig, initialize, start
+from sparse_jax.distributed import DistributedConfig, PeersMissing, initialize, start
 from sparse_jax.types import InputError
 from tests.launch.helpers import CONFIGS, error_of, launch
 from tests.multihost import helpers
@@ -19,7 +19,7 @@ def test_a_coordinator_that_cannot_be_reached(port):
     config = DistributedConfig(
         coordinator=f"localhost:{port}", num_processes=2, process_id=1, start_timeout=1
     )
-    with pytest.raises(InputError) as found:
+    with pytest.raises(PeersMissing) as found:
         initialize(config)
     assert str(found.value) == (
         f"--coordinator=localhost:{port}: process 1 cannot reach it (Connection "
@@ -97,5 +97,18 @@ def test_processes_that_never_come(port):
         "--process_id=0",
         "--start_timeout=2",
     )
-    assert done.returncode == 2
+    assert done.returncode == 76
     assert "not all of the 2 processes have met" in error_of(done)
+
+
+def test_a_coordinator_that_does_not_come_may_come_when_started_again(port):
+    done = launch(
+        "train",
+        f"--config={CONFIGS / 'sparse70.py'}:smoke",
+        f"--coordinator=localhost:{port}",
+        "--num_processes=2",
+        "--process_id=1",
+        "--start_timeout=1",
+    )
+    assert done.returncode == 76
+    assert "cannot reach it" in error_of(done)
