@@ -43,8 +43,21 @@ PATIENCE = 180  # seconds after which a process that should have ended has not
 
 CONFIG = """
 import dataclasses, pathlib
+from jax._src import compiler, distributed
 from configs import common
 from tests.recipe import helpers
+
+# JAX lets process 0 alone write to its compilation cache, whose keys know the device:
+# the other processes would compile everything in every life.
+def cache_write(*arguments, write=compiler._cache_write):
+    state = distributed.global_state
+    index, state.process_id = state.process_id, 0
+    try:
+        write(*arguments)
+    finally:
+        state.process_id = index
+
+compiler._cache_write = cache_write
 
 def get_config():
     recipe = helpers.make_recipe(pathlib.Path({corpus!r}))

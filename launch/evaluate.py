@@ -43,7 +43,7 @@ def main() -> None:
         raise InputError(f"--model={MODEL.value} has no tokenizer; set --tokenizer")
     ids, nbytes = data.stream_from_path(DATA.value, tokenizer, field=FIELD.value)
     result = evaluate(
-        model.params,
+        model.effective_params,
         model.config,
         ids,
         nbytes,

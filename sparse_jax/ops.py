@@ -12,7 +12,7 @@ from sparse_jax import kernels
 from sparse_jax.kernels import PANEL, Packed
 from sparse_jax.types import Tree
 
-MaskMode = Literal["fixed", "straight_through"]
+MaskMode = Literal["fixed", "straight_through", "dense"]
 
 
 def dot(
@@ -66,6 +66,7 @@ def effective_weight(
 
         fixed             w_eff = m * q(w),  dL/dw = m * dL/dw_eff
         straight_through  w_eff = m * q(w),  dL/dw = dL/dw_eff
+        dense             w_eff = q(w),      dL/dw = dL/dw_eff
 
     where q is the optional fake quantisation, always passed straight through.
 
@@ -73,7 +74,8 @@ def effective_weight(
       w: stored weight.
       mask: True = kept; None returns the (fake-quantised) dense weight.
       mode: whether pruned entries receive gradient ("straight_through", for masks that
-        still move) or not ("fixed").
+        still move) or not ("fixed"), or are not pruned yet ("dense", for masks that
+        only say what decays).
       fake_quant: rounds a weight to its quantisation grid.
 
     Example:
@@ -83,7 +85,7 @@ def effective_weight(
     """
     if fake_quant is not None:
         w = w + jax.lax.stop_gradient(fake_quant(w) - w)
-    if mask is None:
+    if mask is None or mode == "dense":
         return w
     masked = jnp.where(mask, w, jnp.zeros_like(w))
     if mode == "fixed":

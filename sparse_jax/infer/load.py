@@ -32,8 +32,11 @@ def load_model(path: str | Path) -> PackedModel:
 
 
 def pack_directory(path: str | Path) -> PackedModel:
-    """A directory's model, dense in memory; raises as `io.open_blocks`."""
-    reader = io.open_blocks(path)
+    """A directory's model, dense in memory; raises as `io.open_blocks`.
+
+    A low-rank adapter is merged into its matrices.
+    """
+    reader = io.open_blocks(path, merge=True)
     kind = f"dense_{'bfloat16' if reader.dtype == 'bfloat16' else 'float32'}"
     matrices, config = Matrices(reader), reader.config
     leaves = {}

@@ -10,25 +10,29 @@ from jaxtyping import Float, Int
 
 from sparse_jax.data.tokenizer import Tokenizer
 from sparse_jax.io import huggingface, names
+from sparse_jax.io.adapter_file import ADAPTER, find_adapter
 from sparse_jax.io.compressed_tensors import QuantizedEntry
 from sparse_jax.io.config_json import load_config
 from sparse_jax.io.entries import leaf_shapes, open_entries
-from sparse_jax.io.export import CODES
 from sparse_jax.io.locate import locate, model_tokenizer
 from sparse_jax.io.mask_source import MaskSource
 from sparse_jax.io.safetensors_file import Entry
+from sparse_jax.io.weight_files import CODES
 from sparse_jax.models import sizes
 from sparse_jax.types import InputError, Params
 
 
-def open_blocks(path: str | Path) -> "BlockReader":
+def open_blocks(path: str | Path, *, merge: bool = False) -> "BlockReader":
     """Finds a model and checks all of it but its weights, without loading it.
 
     Args:
       path: a Hugging Face, stage or run directory, see `resolve`.
+      merge: read a matrix that has a low-rank adapter as the dense sum of both; else a
+        model that has one is refused, so that nothing drops it silently.
 
     Raises:
-      InputError: no model, a damaged one, one of another architecture, or only a size.
+      InputError: no model, a damaged one, one of another architecture, or only a size;
+        or an adapter, without `merge`.
     """
     if str(path) in sizes.SIZES and not Path(path).exists():
         raise InputError(
@@ -36,14 +40,15 @@ def open_blocks(path: str | Path) -> "BlockReader":
             "holds a model"
         )
     directory, words = locate(Path(path))
-    return BlockReader(directory, words)
+    return BlockReader(directory, words, merge=merge)
 
 
 class BlockReader:
     """A Hugging Face directory read block by block; see `open_blocks`.
 
     Reading changes nothing that `load` and `resolve` would give: weights are float32,
-    kernels [in, out].
+    kernels [in, out]. With an adapter, weights are merged, masks those of the pruned
+    part.
 
     Attributes:
       directory: the Hugging Face directory.
@@ -55,19 +60,28 @@ class BlockReader:
       unquantized_dtype: as `dtype`, of the other tensors.
     """
 
-    def __init__(self, directory: Path, words: str):
+    def __init__(self, directory: Path, words: str, *, merge: bool = False):
         """Checks every header.
 
         Args:
           directory: a Hugging Face directory.
           words: what it is.
+          merge: see `open_blocks`.
 
         Raises:
           InputError: see `open_blocks`.
         """
         self.directory = directory
         self.config = load_config(directory)
-        self.entries = open_entries(directory, self.config)
+        stored = open_entries(directory, self.config)
+        self._adapter = find_adapter(directory, self.config)
+        if self._adapter is not None and not merge:
+            raise InputError(
+                f"{directory}: holds a low-rank adapter ({ADAPTER}), which would be "
+                "lost, since only the pruned weights are taken here; name a model "
+                "without one, or move that file away to do without it"
+            )
+        self.entries = self._adapter.merged(stored) if self._adapter else stored
         self.dtype = _widest([*self.entries.values()])
         codes, others = [], []
         for entry in self.entries.values():
@@ -76,7 +90,7 @@ class BlockReader:
         self.unquantized_dtype = _widest(others)
         self._shapes = leaf_shapes(self.config)
         self._words = words
-        self._masks = MaskSource(directory, self.config, self.entries)
+        self._masks = MaskSource(directory, self.config, stored)
 
     @property
     def masked(self) -> bool:
@@ -86,7 +100,8 @@ class BlockReader:
     @property
     def source(self) -> str:
         """In words, what the model was and where its masks come from."""
-        return f"{self._words}; {self._masks.words}"
+        words = f"{self._words}; {self._masks.words}"
+        return f"{words}; {self._adapter.words}, merged" if self._adapter else words
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer | None:

@@ -25,8 +25,10 @@ from sparse_jax.io import export, huggingface, masks_file, names, safetensors_fi
 from sparse_jax.io.block_reader import BlockReader
 from sparse_jax.io.config_json import config_to_json
 from sparse_jax.io.entries import layer_shapes, leaf_shapes
+from sparse_jax.io.mask_source import MASKS
 from sparse_jax.io.names import Slot
 from sparse_jax.io.safetensors_file import Entry, Tensor
+from sparse_jax.io.weight_files import CODES, Panels
 from sparse_jax.models.config import LlamaConfig
 from sparse_jax.tree import leaf_paths
 from sparse_jax.types import InputError, Params
@@ -200,7 +202,7 @@ class BlockWriter:
             self.config,
             self.dtype,
             weights,
-            write_masks if shapes else None,
+            {MASKS: write_masks} if shapes else {},
             files=[*tokenizer.items(), *(extra_files or {}).items()],
         )
 
@@ -215,11 +217,11 @@ class BlockWriter:
         self,
         index: int,
         masked: Iterable[str],
-        weights: export.Panels = _nothing,
-        bits: export.Panels = _nothing,
+        weights: Panels = _nothing,
+        bits: Panels = _nothing,
     ) -> list[Tensor]:
         """What the file of a block holds; the leaves at `masked` have masks."""
-        code = export.CODES[self.dtype]
+        code = CODES[self.dtype]
         tensors = []
         for slot in names.slots(layer_shapes(self.config), [index]):
             shape = names.slot_shape(slot, self._shapes[slot.path])

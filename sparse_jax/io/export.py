@@ -4,37 +4,33 @@ A second copy of the model is never made: each tensor is laid out when its turn 
 and gathered then where the model is sharded.
 """
 
-import functools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from sparse_jax import distributed
 from sparse_jax.files import disk_errors
-from sparse_jax.io import gather, layout, masks_file, names, safetensors_file
+from sparse_jax.io import adapter_file, gather, layout, masks_file, names
+from sparse_jax.io.adapter_file import ADAPTER
 from sparse_jax.io.config_json import config_to_json
 from sparse_jax.io.directory import check_free, replace_directory
-from sparse_jax.io.entries import INDEX, SINGLE, Shapes, leaf_shapes
+from sparse_jax.io.entries import Shapes, leaf_shapes
 from sparse_jax.io.mask_source import MASKS
 from sparse_jax.io.names import Leaf, Slot
-from sparse_jax.io.safetensors_file import DTYPES, Tensor
+from sparse_jax.io.safetensors_file import DTYPES
+from sparse_jax.io.weight_files import CODES, Panels, write_weights
 from sparse_jax.models.config import LlamaConfig
+from sparse_jax.sparsity.adapters import Adapter
 from sparse_jax.tree import leaf_paths
 from sparse_jax.types import InputError, Masks, Params
 
 WeightDtype = Literal["float32", "bfloat16", "float16"]
 
-CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-"""What a safetensors file calls the dtypes."""
-
 MAX_SHARD_BYTES = 5_000_000_000
-
-Panels = Callable[[Slot], Iterable[np.ndarray]]
-"""The rows of a tensor in order, as they lie in the file."""
 
 Parts = Iterator[tuple[Slot, Any, Any]]
 """(tensor, its weights, its mask) in the order of the files, on the host."""
@@ -46,6 +42,7 @@ def save(
     config: LlamaConfig,
     *,
     masks: Masks | None = None,
+    adapter: Adapter | None = None,
     tokenizer_files: dict[str, bytes] | None = None,
     dtype: WeightDtype = "float32",
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -59,12 +56,15 @@ def save(
 
     Pruned weights are stored as zeros of a dense tensor; `masks.safetensors` (see
     `masks_file`), which other tools ignore, tells them from zeros that are kept.
+    `adapter.safetensors` (see `adapter_file`) holds low-rank factors.
 
     Args:
       directory: the new directory.
       params: weights, pruned ones already at zero (`sparsity.masks.apply`).
       config: architecture.
       masks: True = kept; None writes no masks.
+      adapter: low-rank factors by leaf path (`sparsity.adapters.split`); None, or an
+        empty one, writes none.
       tokenizer_files: name -> content, written beside the weights.
       dtype: dtype of the stored weights; float32 gives the same bits back.
       max_shard_bytes: weights beyond this are split into several files.
@@ -76,48 +76,82 @@ def save(
       ValueError: a pruned weight is not zero, or a leaf does not fit `config`.
     """
     check_dtype(dtype)
-    leaves, mask_leaves = leaf_paths(params), leaf_paths(masks or {})
-    check_shapes(leaves, mask_leaves, leaf_shapes(config))
+    given = _check_given(params, masks, adapter, config)
     directory = Path(os.path.abspath(directory))
     distributed.on_lead(lambda: _check_free(directory, overwrite))
-    present = {path: mask for path, mask in mask_leaves.items() if mask is not None}
-    mask_shapes = {path: mask.shape for path, mask in present.items()}
 
     def write(parts: Parts) -> None:
         panels, bits = _takers(parts, dtype)
-        options = {"shapes": mask_shapes, "packed": bits}
-        write_masks = functools.partial(masks_file.write_masks, **options)
         write_model(
             directory,
             config,
             dtype,
             panels,
-            None if masks is None else write_masks,
+            _beside(given, config, dtype, panels, bits),
             files=list((tokenizer_files or {}).items()),
             max_shard_bytes=max_shard_bytes,
             overwrite=overwrite,
         )
 
-    gather.write_gathered(_gathered(config, leaves, present, mask_shapes), write)
+    gather.write_gathered(_gathered(config, given), write)
 
 
-def _gathered(
-    config: LlamaConfig,
-    leaves: Mapping[str, Leaf],
-    masks: Mapping[str, Leaf],
-    mask_shapes: Shapes,
-) -> Parts:
-    """What the files hold, in their order: each weight with its mask, then masks."""
+class _Given(NamedTuple):
+    """What is saved, by leaf path; masks are None where there is no file of them."""
+
+    weights: dict[str, Leaf]
+    masks: dict[str, Leaf] | None
+    factors: dict[str, Leaf]
+
+
+def _check_given(
+    params: Params, masks: Masks | None, adapter: Adapter | None, config: LlamaConfig
+) -> _Given:
+    """Raises as `save` unless everything fits the config."""
+    weights, mask_leaves = leaf_paths(params), leaf_paths(masks or {})
+    check_shapes(weights, mask_leaves, leaf_shapes(config))
+    factors = dict(adapter or {})
+    if factors:
+        adapter_file.check(_shapes(factors), config)
+    present = {path: mask for path, mask in mask_leaves.items() if mask is not None}
+    return _Given(weights, None if masks is None else present, factors)
+
+
+def _shapes(leaves: Mapping[str, Leaf]) -> Shapes:
+    return {path: leaf.shape for path, leaf in leaves.items()}
+
+
+def _beside(
+    given: _Given, config: LlamaConfig, dtype: str, panels: Panels, bits: Panels
+) -> dict[str, Callable[[Path], None]]:
+    """What writes the files that other tools ignore, by name, in the files' order."""
+    writers: dict[str, Callable[[Path], None]] = {}
+    if given.masks is not None:
+        shapes = _shapes(given.masks)
+        writers[MASKS] = lambda path: masks_file.write_masks(path, shapes, bits)
+    if given.factors:
+        factors, code = _shapes(given.factors), CODES[dtype]
+        writers[ADAPTER] = lambda path: adapter_file.write_adapter(
+            path, factors, config, code, panels
+        )
+    return writers
+
+
+def _gathered(config: LlamaConfig, given: _Given) -> Parts:
+    """What the files hold, in their order: weights with masks, masks, factors."""
+    masks = given.masks or {}
     for slot in names.slots(leaf_shapes(config), range(config.n_layers)):
         mask = masks.get(slot.path)
         kept = None if mask is None else gather.part(slot, mask)
-        yield slot, gather.part(slot, leaves[slot.path]), kept
-    for slot in masks_file.mask_slots(mask_shapes):
+        yield slot, gather.part(slot, given.weights[slot.path]), kept
+    for slot in masks_file.mask_slots(_shapes(masks)):
         yield slot, None, gather.part(slot, masks[slot.path])
+    for slot in adapter_file.adapter_slots(_shapes(given.factors), config):
+        yield slot, gather.part(slot, given.factors[slot.path]), None
 
 
 def _takers(parts: Parts, dtype: str) -> tuple[Panels, Panels]:
-    """Functions that take weights and masks from `_gathered`, as they are written."""
+    """Functions that take floats and masks from `_gathered`, as they are written."""
 
     def panels(slot: Slot) -> Iterable[np.ndarray]:
         found, part, kept = next(parts)
@@ -137,7 +171,7 @@ def write_model(
     config: LlamaConfig,
     dtype: str,
     panels: Panels,
-    write_masks: Callable[[Path], None] | None,
+    beside: Mapping[str, Callable[[Path], None]],
     *,
     files: Sequence[tuple[str, bytes]] = (),
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -150,7 +184,7 @@ def write_model(
       config: architecture.
       dtype: dtype of the panels.
       panels: the rows of each tensor.
-      write_masks: writes the masks' file; None = there is none.
+      beside: name -> what writes a file that other tools ignore, in this order.
       files: (name, content) of what is carried along.
       max_shard_bytes: as in `save`.
       overwrite: as in `save`.
@@ -175,9 +209,9 @@ def write_model(
             (partial / name).write_bytes(content)
         for name, values in texts.items():
             _write_json(partial / name, values)
-        _write_weights(partial, config, dtype, panels, max_shard_bytes)
-        if write_masks is not None:
-            write_masks(partial / MASKS)
+        write_weights(partial, config, dtype, panels, max_shard_bytes)
+        for name, write_file in beside.items():
+            write_file(partial / name)
 
 
 def _check_free(directory: Path, overwrite: bool) -> None:
@@ -240,49 +274,6 @@ def check_shapes(
     for path, mask in masks.items():
         if mask is not None and mask.shape != shapes.get(path):
             raise ValueError(f"mask {path} {mask.shape} fits no leaf of params")
-
-
-def _write_weights(
-    directory: Path,
-    config: LlamaConfig,
-    dtype: str,
-    panels: Panels,
-    max_shard_bytes: int,
-) -> None:
-    shapes = leaf_shapes(config)
-    tensors = [
-        Tensor(
-            slot.name,
-            CODES[dtype],
-            names.slot_shape(slot, shapes[slot.path]),
-            functools.partial(panels, slot),
-        )
-        for slot in names.slots(shapes, range(config.n_layers))
-    ]
-    shards = _split(tensors, max_shard_bytes)
-    if len(shards) == 1:
-        safetensors_file.write(directory / SINGLE, tensors, {"format": "pt"})
-        return
-    weight_map = {}
-    for i, shard in enumerate(shards):
-        file = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        safetensors_file.write(directory / file, shard, {"format": "pt"})
-        weight_map |= {tensor.name: file for tensor in shard}
-    total = sum(tensor.nbytes for tensor in tensors)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    _write_json(directory / INDEX, index)
-
-
-def _split(tensors: Sequence[Tensor], limit: int) -> list[list[Tensor]]:
-    shards: list[list[Tensor]] = [[]]
-    size = 0
-    for tensor in tensors:
-        if shards[-1] and size + tensor.nbytes > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append(tensor)
-        size += tensor.nbytes
-    return shards
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -12,13 +12,14 @@ import jax
 import numpy as np
 
 from sparse_jax.io import names
+from sparse_jax.io.adapter_file import ADAPTER
 from sparse_jax.io.config_json import load_config
 from sparse_jax.io.entries import layer_shapes, leaf_shapes, open_entries
 from sparse_jax.io.placed import read_leaves, read_part
 from sparse_jax.io.safetensors_file import Entry
 from sparse_jax.models.config import LlamaConfig
 from sparse_jax.tree import from_paths, leaf_paths
-from sparse_jax.types import Params, Tree
+from sparse_jax.types import InputError, Params, Tree
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -39,9 +40,14 @@ def load(
         what its devices hold. None = the default device.
 
     Raises:
-      InputError: a missing, truncated, unexpected or wrong-shaped tensor, or no
-        safetensors at all.
+      InputError: a missing, truncated, unexpected or wrong-shaped tensor, no
+        safetensors at all, or a low-rank adapter, which `resolve` reads.
     """
+    if (Path(directory) / ADAPTER).is_file():
+        raise InputError(
+            f"{directory}: holds a low-rank adapter ({ADAPTER}), which would be lost; "
+            "read both with sparse_jax.io.resolve"
+        )
     config = load_config(directory) if config is None else config
     entries = open_entries(Path(directory), config)
     return read_params(entries, config, shardings=shardings)

@@ -65,6 +65,16 @@ TABLE: dict[str, HFName] = {
 }
 """Leaf path -> Hugging Face name, in the order in which a checkpoint is written."""
 
+# Low-rank factors lie beside their kernels, see `adapter_file`.
+TABLE |= {
+    path.removesuffix("kernel") + leaf: HFName(
+        template.removesuffix("weight") + leaf, transposed
+    )
+    for path, (template, transposed) in list(TABLE.items())
+    if path.endswith("/kernel")
+    for leaf in ("slorb_s", "slorb_x")
+}
+
 LINEAR_KERNELS = r"layers/(attention|mlp)/(q|k|v|o|gate|up|down)/kernel"
 """Regex of the seven prunable matrices of a block."""
 

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from sparse_jax import mesh as mesh_lib
 from sparse_jax.data.tokenizer import Tokenizer
 from sparse_jax.io import huggingface, placed
+from sparse_jax.io.adapter_file import find_adapter
 from sparse_jax.io.config_json import load_config
 from sparse_jax.io.entries import open_entries
 from sparse_jax.io.locate import locate, model_tokenizer
@@ -19,6 +20,7 @@ from sparse_jax.io.packed_layout import is_packed
 from sparse_jax.models import sizes
 from sparse_jax.models.config import LlamaConfig
 from sparse_jax.models.llama import abstract_params
+from sparse_jax.sparsity import adapters
 from sparse_jax.types import Masks, Params
 
 
@@ -32,6 +34,10 @@ class Model:
       masks: True = kept, None = dense leaf; None for a dense model.
       tokenizer: the model's own; None when it carries none.
       source: in words, what it was and where its masks come from.
+      adapter: low-rank factors beside the pruned matrices, by leaf path; None when
+        there are none. Whoever computes with `params` alone drops them: take
+        `effective_params`, or put them beside the weights to go on training
+        (`sparsity.adapters.attach`).
     """
 
     config: LlamaConfig
@@ -39,6 +45,17 @@ class Model:
     masks: Masks | None
     tokenizer: Tokenizer | None
     source: str
+    adapter: dict[str, jax.Array] | None = None
+
+    @property
+    def effective_params(self) -> Params | None:
+        """The weights to compute with: `params` with the adapter's term added, dense.
+
+        They are made anew each time.
+        """
+        if self.params is None or self.adapter is None:
+            return self.params
+        return adapters.merge(self.params, self.adapter)
 
 
 def resolve(path_or_name: str | Path, mesh: Mesh | None = None) -> Model:
@@ -47,7 +64,7 @@ def resolve(path_or_name: str | Path, mesh: Mesh | None = None) -> Model:
     Accepted are
       - a Hugging Face directory; its masks are its `masks.safetensors`, else the exact
         zeros of its seven linear matrices per block, if there are more than one in a
-        thousand, which is logged;
+        thousand, which is logged; its `adapter.safetensors` holds low-rank factors;
       - a stage directory of a recipe, which holds a Hugging Face directory `model/`;
       - a packed file: its weights, unpacked; masks are the zeros of the matrices whose
         storage type is not a dense one;
@@ -87,6 +104,7 @@ def resolve(path_or_name: str | Path, mesh: Mesh | None = None) -> Model:
     tokenizer = model_tokenizer(directory, config)
     entries = open_entries(directory, config)
     masks = MaskSource(directory, config, entries, shared=mesh is not None)
+    adapter = find_adapter(directory, config)
     shardings = None
     if mesh is not None:
         shardings = mesh_lib.shardings(mesh, abstract_params(config))
@@ -95,7 +113,8 @@ def resolve(path_or_name: str | Path, mesh: Mesh | None = None) -> Model:
         params=huggingface.read_params(entries, config, shardings=shardings),
         masks=masks.read(shardings) if masks.found else None,
         tokenizer=tokenizer,
-        source=f"{words}; {masks.words}",
+        source="; ".join([words, masks.words, *([adapter.words] if adapter else [])]),
+        adapter=adapter.read(mesh) if adapter else None,
     )
 
 

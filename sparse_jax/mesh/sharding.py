@@ -18,12 +18,17 @@ from sparse_jax.mesh.axes import BATCH
 P = PartitionSpec
 Axis = str | tuple[str, ...] | None
 
+_MATRIX = "(kernel|slorb_s|slorb_x)"
+"""A kernel, or a low-rank factor beside it (`sparsity.adapters`)."""
+
 SHARDING_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(.*/)?embed/embedding", P("tensor", "fsdp")),
-    (r"(.*/)?layers/.*/(q|k|v|gate|up)/kernel", P(None, "fsdp", "tensor")),
-    (r"(.*/)?layers/.*/(o|down)/kernel", P(None, "tensor", "fsdp")),
+    (rf"(.*/)?layers/.*/(q|k|v|gate|up)/{_MATRIX}", P(None, "fsdp", "tensor")),
+    (rf"(.*/)?layers/.*/(o|down)/{_MATRIX}", P(None, "tensor", "fsdp")),
+    (r"(.*/)?layers/.*/(q|k|v|gate|up)/scale", P(None, None, "tensor")),
+    (r"(.*/)?layers/.*/(o|down)/scale", P(None, None, "fsdp")),
     (r"(.*/)?layers/.*/(q|k|v|gate|up)/bias", P(None, "tensor")),
-    (r"(.*/)?lm_head/kernel", P("fsdp", "tensor")),
+    (rf"(.*/)?lm_head/{_MATRIX}", P("fsdp", "tensor")),
     (r".*", P()),
 )
 """(path regex, spec) pairs; the first full match wins."""

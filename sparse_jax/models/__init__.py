@@ -2,6 +2,7 @@
 
 from sparse_jax.models.config import Compute, LlamaConfig, RopeConfig
 from sparse_jax.models.llama import (
+    INPUTS,
     TAPS,
     Gates,
     abstract_params,
@@ -10,6 +11,7 @@ from sparse_jax.models.llama import (
     forward,
     head,
     hidden,
+    hidden_and_features,
     init,
 )
 from sparse_jax.models.loss import (
@@ -17,10 +19,12 @@ from sparse_jax.models.loss import (
     cross_entropy,
     gather_head,
     head_sums,
+    map_logits,
     next_token,
 )
 
 __all__ = [
+    "INPUTS",
     "TAPS",
     "Compute",
     "Gates",
@@ -36,6 +40,8 @@ __all__ = [
     "head",
     "head_sums",
     "hidden",
+    "hidden_and_features",
     "init",
+    "map_logits",
     "next_token",
 ]

@@ -22,6 +22,14 @@ Gates = dict[str, jax.Array]
 TAPS = ("attention_in", "attention_out_in", "mlp_in", "mlp_out_in")
 """Inputs of q/k/v, of o, of gate/up and of down: what calibration reads."""
 
+INPUTS = {
+    "attention_in": ("attention/q", "attention/k", "attention/v"),
+    "attention_out_in": ("attention/o",),
+    "mlp_in": ("mlp/gate", "mlp/up"),
+    "mlp_out_in": ("mlp/down",),
+}
+"""Tap of a block -> the matrices that read it."""
+
 
 def init(key: jax.Array, config: LlamaConfig) -> Params:
     """Random float32 parameters.
@@ -72,6 +80,24 @@ def hidden(
         {"params": params}, tokens_BT, positions, segment_ids, gates
     )
     return x_BTD
+
+
+def hidden_and_features(
+    params: Params,
+    tokens_BT: Int[Array, "B T"],
+    config: LlamaConfig,
+    compute: Compute = Compute(),
+    *,
+    positions: Int[Array, "B T"] | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+) -> tuple[Float[Array, "B T D"], Float[Array, "L B T D"]]:
+    """`hidden`, and the outputs of all blocks."""
+    config.check_length(tokens_BT.shape[1])
+    found: Any = Llama(config, compute).apply(
+        {"params": params}, tokens_BT, positions, segment_ids, None, mutable="features"
+    )
+    x_BTD, kept = found
+    return x_BTD, kept["features"]["layers"]["block_out"]
 
 
 def head(params: Params, dtype: jnp.dtype) -> Float[Array, "D V"]:

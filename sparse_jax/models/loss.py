@@ -128,6 +128,31 @@ def _backward(objective, chunk, residuals, cotangents):
 head_sums.defvjp(_forward, _backward)
 
 
+def map_logits(
+    function: Callable[[jax.Array], Any],
+    chunk: int,
+    x_BTD: Float[Array, "B T D"],
+    head_DV: Float[Array, "D V"],
+) -> Any:
+    """Applies a function to the logits of a piece of the tokens after the other.
+
+    Args:
+      function: of float32 logits [B, C, V]; gives a pytree of [B, C, ...] arrays.
+      chunk: tokens whose float32 logits exist at one time on a device.
+      x_BTD: final hidden states.
+      head_DV: output projection, dtype of `x_BTD`.
+
+    Returns:
+      The function's pytree over all tokens, [B, T, ...].
+    """
+    head_DV = gather_head(head_DV)
+    found = jax.lax.map(lambda x: function(_logits(x, head_DV)), _cut(x_BTD, chunk))
+    shape = x_BTD.shape[:2]
+    return jax.tree.map(
+        lambda y: jnp.moveaxis(y, 0, 1).reshape(*shape, *y.shape[3:]), found
+    )
+
+
 def next_token(logits_BCV, tokens, constants):
     """The objective of `cross_entropy`; tokens are (targets, weights)."""
     del constants

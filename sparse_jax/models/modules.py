@@ -116,7 +116,9 @@ class Block(nn.Module):
         h_BTD = RMSNorm(c.norm_eps, name="mlp_norm")(x_BTD)
         _tap(self, "mlp_in", h_BTD)
         x_BTD += MLP(c, name="mlp")(h_BTD, gates.get("neurons"))
-        return mesh.constrain(x_BTD, mesh.BATCH, None, None), cache
+        x_BTD = mesh.constrain(x_BTD, mesh.BATCH, None, None)
+        _sow(self, "features", "block_out", x_BTD)
+        return x_BTD, cache
 
 
 class Llama(nn.Module):
@@ -141,7 +143,7 @@ class Llama(nn.Module):
         context = attention_context(c, compute, x_BTD, positions_BT, segment_ids_BT)
         scan_blocks = nn.scan(
             _remat(compute.remat),
-            variable_axes={"params": 0, "taps": 0},
+            variable_axes={"params": 0, "taps": 0, "features": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=c.n_layers,
@@ -188,7 +190,12 @@ def _residual_std(config: LlamaConfig) -> float:
 
 
 def _tap(module: nn.Module, name: str, x: jax.Array) -> None:
-    module.sow("taps", name, x, init_fn=lambda: x, reduce_fn=lambda _, new: new)
+    _sow(module, "taps", name, x)
+
+
+def _sow(module: nn.Module, collection: str, name: str, x: jax.Array) -> None:
+    """Keeps an activation, if the caller asks for its collection."""
+    module.sow(collection, name, x, init_fn=lambda: x, reduce_fn=lambda _, new: new)
 
 
 def _remat(policy: str) -> type[nn.Module]:

@@ -3,7 +3,7 @@
 from sparse_jax.prune.activations import Activations
 from sparse_jax.prune.allocate import AllocationConfig
 from sparse_jax.prune.blockwise import Action, Blocks, ParamsBlocks, Progress, walk
-from sparse_jax.prune.calibrate import INPUTS, hessians, sample_windows
+from sparse_jax.prune.calibrate import hessians, sample_windows
 from sparse_jax.prune.config import LINEARS, PruneConfig
 from sparse_jax.prune.directory import (
     open_work,
@@ -17,7 +17,6 @@ from sparse_jax.prune.plan import Plan, make_plan
 from sparse_jax.prune.solve_block import PrunedBlock, solve_block
 
 __all__ = [
-    "INPUTS",
     "LINEARS",
     "Action",
     "Activations",

@@ -1,6 +1,6 @@
 """Calibration: which text a block sees, and the Hessians of the inputs of its matrices.
 
-Matrices that read the same activations share one Hessian: see `INPUTS`.
+Matrices that read the same activations share one Hessian: see `models.INPUTS`.
 """
 
 import math
@@ -15,17 +15,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from sparse_jax import mesh as mesh_lib
-from sparse_jax.models import LlamaConfig, block
+from sparse_jax.models import INPUTS, LlamaConfig, block
 from sparse_jax.solvers import accumulate, symmetrize
 from sparse_jax.types import InputError, Params
-
-INPUTS = {
-    "attention_in": ("attention/q", "attention/k", "attention/v"),
-    "attention_out_in": ("attention/o",),
-    "mlp_in": ("mlp/gate", "mlp/up"),
-    "mlp_out_in": ("mlp/down",),
-}
-"""Tap of a block -> the matrices that read it (see `models.TAPS`)."""
 
 
 def sample_windows(
@@ -69,7 +61,7 @@ def hessians(
       layer_params: `params["layers"]` at one layer.
       batches: outputs of the block before, at least one batch.
       config: architecture.
-      taps: which inputs, of `INPUTS`.
+      taps: which inputs, of `models.INPUTS`.
       samples: how many sequences count, see `Activations.samples`; None = all.
     """
     widths = {

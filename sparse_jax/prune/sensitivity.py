@@ -21,12 +21,12 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sparse_jax import mesh as mesh_lib
-from sparse_jax.models import LlamaConfig
+from sparse_jax.models import INPUTS, LlamaConfig
 from sparse_jax.ops import effective_weight
 from sparse_jax.prune.activations import Activations
 from sparse_jax.prune.allocate import Row, count_units, exact_sparsity
 from sparse_jax.prune.blockwise import run_block
-from sparse_jax.prune.calibrate import INPUTS, hessians
+from sparse_jax.prune.calibrate import hessians
 from sparse_jax.prune.config import PruneConfig
 from sparse_jax.prune.rows import Rows
 from sparse_jax.solvers import solve_shared

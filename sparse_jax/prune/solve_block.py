@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from sparse_jax.models import LlamaConfig
+from sparse_jax.models import INPUTS, LlamaConfig
 from sparse_jax.ops import effective_weight
 from sparse_jax.prune.activations import Activations
-from sparse_jax.prune.calibrate import INPUTS, hessians
+from sparse_jax.prune.calibrate import hessians
 from sparse_jax.prune.config import PruneConfig
 from sparse_jax.prune.plan import LayerMasks
 from sparse_jax.prune.rows import Rows

@@ -8,7 +8,14 @@ from sparse_jax.evaluate import EvaluateConfig
 from sparse_jax.mesh import MeshConfig
 from sparse_jax.models import Compute, LlamaConfig
 from sparse_jax.prune import PruneConfig
-from sparse_jax.train import TrainConfig
+from sparse_jax.sparsity import Pattern
+from sparse_jax.sparsity.adapters import LowRankConfig
+from sparse_jax.train import (
+    AdaptiveConfig,
+    DistillConfig,
+    PrunedDecayConfig,
+    TrainConfig,
+)
 from sparse_jax.types import InputError
 
 
@@ -40,6 +47,14 @@ class Pretrain:
       steps: optimizer steps.
       peak: highest learning rate.
       warmup_steps: steps of linear warm-up.
+      seed: of the order of the data; None = `Recipe.seed`.
+      teacher: an earlier stage whose model is the frozen teacher of `distill`.
+      distill: what is learned from it.
+      adaptive: the masks are drawn again while the weights train; the stage then needs
+        no pruned parent.
+      pruned_decay: pulls pruned weights to zero while masks move.
+      low_rank: adds a trained low-rank term beside every pruned matrix (SLoRB).
+      learned_scales: two trained scales per output, folded in at the end (CAST).
       enabled: False leaves the stage out.
     """
 
@@ -49,7 +64,26 @@ class Pretrain:
     steps: int | None = None
     peak: float | None = None
     warmup_steps: int | None = None
+    seed: int | None = None
+    teacher: str | None = None
+    distill: DistillConfig | None = None
+    adaptive: AdaptiveConfig | None = None
+    pruned_decay: PrunedDecayConfig | None = None
+    low_rank: LowRankConfig | None = None
+    learned_scales: bool = False
     enabled: bool = True
+
+    def __post_init__(self):
+        if (self.teacher is None) != (self.distill is None):
+            raise InputError(
+                "teacher and distill belong together: set both, or neither"
+            )
+        fixed = self.adaptive is None or self.adaptive.mode == "fixed"
+        if fixed and self.pruned_decay is not None:
+            raise InputError(
+                "pruned_decay pulls weights whose masks may still change; set "
+                "adaptive, with a mode other than 'fixed'"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,6 +214,15 @@ class Recipe:
                     f"stages.{name}.parent must be an enabled stage that runs before "
                     f"it, one of {sorted(seen)}, got {stage.parent!r}"
                 )
+            teacher = getattr(stage, "teacher", None)
+            makers = [
+                n for n in seen if self.stages[n].kind not in ("one_shot", "export")
+            ]
+            if stage.enabled and teacher is not None and teacher not in makers:
+                raise InputError(
+                    f"stages.{name}.teacher must be an enabled stage that makes a "
+                    f"model before it, one of {sorted(makers)}, got {teacher!r}"
+                )
             if stage.enabled:
                 seen.add(name)
         if self.final not in seen:
@@ -212,7 +255,20 @@ class Recipe:
         schedule = _override(
             self.train.schedule, peak=stage.peak, warmup_steps=stage.warmup_steps
         )
-        return _override(self.train, steps=stage.steps, schedule=schedule)
+        optimizer = _override(self.train.optimizer, pruned_decay=stage.pruned_decay)
+        options = {"schedule": schedule, "optimizer": optimizer}
+        return _override(self.train, steps=stage.steps, **options)
+
+    def mask_rules(self, stage: Pretrain) -> list[tuple[str, Pattern | None]]:
+        """Which matrices a stage masks: those of `Recipe.prune`.
+
+        Where the masks move they have the stage's own pattern.
+        """
+        if stage.adaptive is None:
+            return self.prune.pattern_rules()
+        pattern, sparsity = stage.adaptive.pattern, stage.adaptive.sparsity
+        own = dataclasses.replace(self.prune, pattern=pattern, sparsity=sparsity)
+        return own.pattern_rules()
 
     def prune_config(self, stage: Prune) -> PruneConfig:
         """The shared pruning settings with the stage's own put in."""

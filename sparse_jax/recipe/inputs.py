@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from sparse_jax import io, mesh, models
 from sparse_jax.data import Dataset
 from sparse_jax.recipe.config import Pretrain, Recipe
+from sparse_jax.sparsity import adapters
 from sparse_jax.sparsity.masks import make_masks
 from sparse_jax.tree import Rules
 from sparse_jax.types import Batch, InputError, Masks, Params
@@ -22,13 +23,25 @@ def load(path: str | pathlib.Path) -> tuple[io.Model, Params]:
     return found, found.params
 
 
+def refuse_adapter(found: io.Model, path: str | pathlib.Path) -> None:
+    """Raises InputError for a model with low-rank factors, which pruning would drop."""
+    if found.adapter:
+        raise InputError(
+            f"{path}: the model has low-rank factors beside its matrices, which this "
+            "stage cannot take; give it a parent without low_rank"
+        )
+
+
 def start(
     stage: Pretrain, recipe: Recipe, parent_dir: pathlib.Path | None
 ) -> tuple[models.LlamaConfig, Params, Masks | None]:
-    """The parent's model, or random weights."""
+    """The parent's model, its low-rank factors attached, or random weights."""
     if parent_dir is not None:
         found, params = load(parent_dir)
-        return found.config, params, found.masks
+        if not found.adapter:
+            return found.config, params, found.masks
+        params = adapters.attach(params, found.adapter)
+        return found.config, params, adapters.masks_of(params, found.masks or {})
     model = stage.model or recipe.model
     return model, _random_params(recipe.seed, model), None
 
@@ -59,7 +72,7 @@ def batches(
     return dataset.batches(
         batch_size=config.batch_size,
         seq_len=config.seq_len,
-        seed=recipe.seed,
+        seed=recipe.seed if stage.seed is None else stage.seed,
         start_step=start_step,
         process_index=index,
         process_count=count,

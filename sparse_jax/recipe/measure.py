@@ -6,7 +6,8 @@ from sparse_jax.data import Dataset
 from sparse_jax.evaluate import evaluate
 from sparse_jax.models import LlamaConfig
 from sparse_jax.recipe.config import Recipe
-from sparse_jax.sparsity import sparsity_report
+from sparse_jax.sparsity import adapters, sparsity_report
+from sparse_jax.sparsity.adapters import Adapter
 from sparse_jax.sparsity.masks import count
 from sparse_jax.types import Masks, Params
 
@@ -21,6 +22,21 @@ def sparsity(params: Params, masks: Masks | None) -> dict[str, Any]:
         "kept": count(masks or {})[0],
         "layers": counts["matrices"],
     }
+
+
+def storage(
+    params: Params, masks: Masks | None, adapter: Adapter | None
+) -> dict[str, Any]:
+    """What a low-rank adapter costs; nothing for a model without one.
+
+    `bits_per_weight` counts what a pruned matrix needs for each of its entries: kept
+    weights and factors at 16 bits, and the masks at one.
+    """
+    if not adapter or masks is None:
+        return {}
+    factors = sum(leaf.size for leaf in adapter.values())
+    bits = adapters.storage_bits(adapters.attach(params, adapter), masks)
+    return {"adapter_parameters": factors, "bits_per_weight": bits["total"]}
 
 
 def heldout(

@@ -12,20 +12,16 @@ from typing import Any
 
 import jax
 
-from sparse_jax import __version__, distributed, io, mesh, models, train
+from sparse_jax import __version__, distributed, mesh, train
 from sparse_jax.data import Dataset, prepare
 from sparse_jax.files import read_json
-from sparse_jax.prune import PruneConfig
 from sparse_jax.recipe import workdir
-from sparse_jax.recipe.config import Init, OneShot, Pretrain, Prune, Recipe, Stage
-from sparse_jax.recipe.inputs import batches
-from sparse_jax.recipe.simulate import check_report, simulations
+from sparse_jax.recipe.check import check, check_data, root_model
+from sparse_jax.recipe.config import Pretrain, Recipe, Stage
+from sparse_jax.recipe.simulate import simulations
 from sparse_jax.recipe.stages import RESULT, Context, Result, run_stage
 from sparse_jax.report import summary, write_report
 from sparse_jax.schema import to_dict
-from sparse_jax.sparsity.masks import check_rule
-from sparse_jax.tree import leaf_paths, match_rules
-from sparse_jax.types import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -129,86 +125,6 @@ def _begin(
     return None
 
 
-def check(recipe: Recipe) -> None:
-    """Raises InputError for what can be known wrong before any work starts."""
-    for name, stage in recipe.enabled_stages().items():
-        try:
-            _check_stage(recipe, stage, _root_model(recipe, name))
-        except InputError as error:
-            raise InputError(f"stages.{name}: {error}") from error
-    check_report(recipe, _root_model(recipe, recipe.final))
-
-
-def _check_stage(recipe: Recipe, stage: Stage, model: models.LlamaConfig) -> None:
-    model.check_length(recipe.evaluate.window)
-    if isinstance(stage, Pretrain):
-        config = recipe.train_config(stage)
-        needs = mesh.batch_needs(config.batch_size, config.accumulate)
-        mesh.check_here(recipe.mesh, needs | model.mesh_needs)
-        model.check_length(config.seq_len)
-        _check_rules(recipe.prune, model)
-    for config in _prune_configs(recipe, stage):
-        model.check_length(config.sample_length)
-        _check_rules(config, model)
-
-
-def _prune_configs(recipe: Recipe, stage: Stage) -> list[PruneConfig]:
-    """The settings of every pruning that a stage does."""
-    if isinstance(stage, Prune):
-        return [recipe.prune_config(stage)]
-    if isinstance(stage, OneShot):
-        return [
-            dataclasses.replace(recipe.prune, solver=solver, sparsity=sparsity)
-            for sparsity in stage.sparsities
-            for solver in stage.solvers
-        ]
-    return []
-
-
-def _root_model(recipe: Recipe, name: str) -> models.LlamaConfig:
-    """The architecture that a stage inherits from the root of its chain."""
-    stages = recipe.enabled_stages()
-    stage = stages[name]
-    while stage.parent is not None:
-        stage = stages[stage.parent]
-    if isinstance(stage, Init):
-        return io.load_config(stage.path)
-    assert isinstance(stage, Pretrain)  # `Recipe` gives all other stages a parent
-    return stage.model or recipe.model
-
-
-def _check_rules(config: PruneConfig, model: models.LlamaConfig) -> None:
-    shapes = models.abstract_params(model)
-    patterns = leaf_paths(match_rules(config.pattern_rules(), shapes))
-    for path, leaf in leaf_paths(shapes).items():
-        check_rule(patterns[path], leaf.shape, path)
-
-
-def check_data(recipe: Recipe, dataset: Dataset) -> None:
-    """Raises InputError where the data does not fit the recipe's models."""
-    ids = dataset.tokenizer.vocab_size
-    for name, stage in recipe.enabled_stages().items():
-        model = _root_model(recipe, name)
-        if ids > model.vocab_size:
-            raise InputError(
-                f"stages.{name}: the tokenizer has {ids} ids, more than the model's "
-                f"vocab_size {model.vocab_size}; use the model's own tokenizer "
-                "(data.tokenizer) or a larger model.vocab_size"
-            )
-        if isinstance(stage, Pretrain):
-            next(batches(recipe, stage, dataset))
-        for prune in _prune_configs(recipe, stage)[:1]:
-            dataset.calibration(1, prune.sample_length, prune.seed)
-    window = recipe.evaluate.window
-    for domain in dataset.domains:
-        found = len(dataset.heldout(domain)[0])
-        if found < window:
-            raise InputError(
-                f"data.sources.{domain}: {found} held-out tokens are fewer than one "
-                f"window of {window}; hold out more text or lower evaluate.window"
-            )
-
-
 def _report(
     context: Context, directory: pathlib.Path, results: dict[str, Result]
 ) -> dict[str, Any]:
@@ -239,7 +155,7 @@ def _report(
         "config_sha256": _sha256(recipe),
         "corpus": fingerprint["corpus"],
         "data": {k: fingerprint[k] for k in ("tokenizer", "sources")},
-        "model": to_dict(_root_model(recipe, recipe.final)),
+        "model": to_dict(root_model(recipe, recipe.final)),
         "calibration": {
             "text": "training text of all domains, mixed by weight",
             "sequences": recipe.prune.samples,

@@ -18,7 +18,7 @@ from sparse_jax.data import Dataset
 from sparse_jax.evaluate import training_flops_per_token
 from sparse_jax.files import read_json, read_lines, write_json, write_line
 from sparse_jax.prune import PruneConfig, prune
-from sparse_jax.recipe import inputs, measure
+from sparse_jax.recipe import inputs, measure, training
 from sparse_jax.recipe.config import (
     Export,
     Init,
@@ -28,6 +28,8 @@ from sparse_jax.recipe.config import (
     Recipe,
     Stage,
 )
+from sparse_jax.sparsity import adapters
+from sparse_jax.sparsity.adapters import Adapter
 from sparse_jax.sparsity.masks import violations
 from sparse_jax.types import InputError, Masks, Params
 
@@ -98,50 +100,36 @@ def run_stage(
 
 def _init(name, stage, context, parent_dir, parent, directory) -> Result:
     found, params = inputs.load(stage.path)
-    return _finish(context, directory, found.config, params, found.masks, parent)
+    return _finish(
+        context, directory, found.config, params, found.masks, parent, found.adapter
+    )
 
 
 def _pretrain(name, stage, context, parent_dir, parent, directory) -> Result:
     recipe, config = context.recipe, context.recipe.train_config(stage)
-    model, params, masks = inputs.start(stage, recipe, parent_dir)
-    model.check_length(config.seq_len)
-    # A dense model trains with masks that keep everything, so that one compiled step
-    # serves every stage and the control does exactly the arithmetic of a sparse run.
-    whole = masks is None
-    if whole:
-        masks = inputs.whole_masks(params, recipe.prune.pattern_rules())
-    state = train.init_state(
-        params,
-        masks,
-        config.optimizer,
-        rng=jax.random.key(recipe.seed),
-        data=parent["data"],
-    )
-    loss = train.NextToken(
-        model=model,
-        compute=recipe.compute,
-        isolate_documents=recipe.data.isolate_documents,
-    )
-
+    made = training.begin(stage, recipe, directory.parent, parent["data"])
     state, seconds = train.fit(
-        state,
+        made.state,
         functools.partial(inputs.batches, recipe, stage, context.dataset),
         config,
-        loss,
+        made.loss,
         directory=directory,
         name=name,
+        teacher=training.teacher(stage, recipe, context.dataset, directory.parent),
+        adaptive=made.adaptive,
         tokens_before=parent["tokens"],
         quiet=context.quiet,
     )
     spent = config.steps * config.tokens_per_step
     seen = {"tokens": parent["tokens"] + spent, "data": int(state.data)}
+    model = made.loss.model
     flops = [
         spent * training_flops_per_token(model, config.seq_len, m)
-        for m in (None, state.masks)
+        for m in (None, adapters.split(state.masks)[0])
     ]
-    result = _finish(
-        context, directory, model, state.params, None if whole else state.masks, seen
-    )
+    params, masks, adapter = training.end(state)
+    masks = None if made.whole else masks
+    result = _finish(context, directory, model, params, masks, seen, adapter)
     return result | {
         "seconds": seconds,
         "tokens_per_second": spent / seconds,
@@ -153,6 +141,7 @@ def _pretrain(name, stage, context, parent_dir, parent, directory) -> Result:
 def _prune(name, stage, context, parent_dir, parent, directory) -> Result:
     config = context.recipe.prune_config(stage)
     found, params = inputs.load(parent_dir)
+    inputs.refuse_adapter(found, parent_dir)
     with context.bar(name, found.config.n_layers, "block") as bar:
 
         def advance(done: int, _: int) -> None:
@@ -182,6 +171,7 @@ def _run_prune(context, config: PruneConfig, found: io.Model, params, progress=N
 def _one_shot(name, stage, context, parent_dir, parent, directory) -> Result:
     """Every row is kept as soon as it is known; a restart goes on after the last."""
     found, dense = inputs.load(parent_dir)
+    inputs.refuse_adapter(found, parent_dir)
     rows = distributed.on_lead(lambda: read_lines(directory / "rows.jsonl"))
     done = {(row["method"], row["sparsity"]) for row in rows}
     todo = [
@@ -217,6 +207,7 @@ def _export(name, stage, context, parent_dir, parent, directory) -> Result:
         params,
         found.config,
         masks=found.masks,
+        adapter=found.adapter,
         tokenizer_files=context.dataset.tokenizer.files,
         dtype=stage.dtype,
         overwrite=True,
@@ -231,6 +222,7 @@ def _finish(
     params: Params,
     masks: Masks | None,
     seen: Result,
+    adapter: Adapter | None = None,
 ) -> Result:
     """Evaluates and saves the stage's model."""
     if masks is not None and (broken := violations(params, masks)):
@@ -246,12 +238,15 @@ def _finish(
         params,
         config,
         masks=masks,
+        adapter=adapter,
         tokenizer_files=tokenizer.files,
         overwrite=True,
     )
+    computed = adapters.merge(params, adapter) if adapter else params
     return {
         "tokens": seen["tokens"],
         "data": seen["data"],
         **measure.sparsity(params, masks),
-        "domains": measure.heldout(context.recipe, context.dataset, config, params),
+        **measure.storage(params, masks, adapter),
+        "domains": measure.heldout(context.recipe, context.dataset, config, computed),
     }

@@ -26,6 +26,9 @@ RECIPE, STAGE, LOCK = "recipe.json", "stage.json", ".lock"
 _NO_EFFECT = ("checkpoint_every", "keep_checkpoints", "log_every")
 """Training fields that change files on the way, not the result."""
 
+_METHOD = ("teacher", "adaptive", "low_rank", "learned_scales")
+"""Fields of a pretrain stage that its training settings do not hold."""
+
 
 @contextlib.contextmanager
 def open_workdir(directory: pathlib.Path, recipe: Recipe) -> Iterator[None]:
@@ -109,7 +112,7 @@ def descendants(recipe: Recipe, first: str) -> list[str]:
         )
     affected = [first]
     for name, stage in stages.items():
-        if stage.parent in affected:
+        if {stage.parent, getattr(stage, "teacher", None)} & {*affected}:
             affected.append(name)
     return affected
 
@@ -193,6 +196,11 @@ def stage_config(recipe: Recipe, stage: Stage, data: dict[str, Any]) -> dict[str
         config["data"] = _data(recipe)
         if stage.parent is None:
             config["model"] = to_dict(stage.model or recipe.model)
+        if stage.seed is not None:
+            config["seed"] = stage.seed
+        config |= {name: to_dict(getattr(stage, name)) for name in _METHOD}
+        distill = to_dict(stage.distill) or {}  # where its cache lies has no effect
+        config["distill"] = {k: v for k, v in distill.items() if k != "cache_dir"}
         config["rules"] = to_dict(recipe.prune.rules)
     elif isinstance(stage, Prune):
         config["prune"] = to_dict(recipe.prune_config(stage))

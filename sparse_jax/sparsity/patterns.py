@@ -6,7 +6,7 @@ the host in float64, `int(units * sparsity)`, and enter compiled code as integer
 they are exact for every matrix. Of equal scores the lowest index is kept.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -26,7 +26,6 @@ from sparse_jax.sparsity.units import (
 from sparse_jax.types import InputError
 
 Kept = Bool[Array, "*lead out in"]
-
 # JAX takes these fields into the tree's structure instead of its leaves.
 _STATIC = {"static": True}
 
@@ -100,7 +99,7 @@ class Pattern:
 class UnitPattern(Pattern):
     """A pattern that keeps or drops whole units of (out, in) neighbours by rank."""
 
-    # The patterns' own fields are frozen, which the type checker holds against them.
+    # The patterns' own, frozen fields the type checker holds against them.
     sparsity: Any
     per_row: bool = False
 
@@ -111,11 +110,15 @@ class UnitPattern(Pattern):
 
     @property
     def divisors(self) -> tuple[int, int]:
-        """What the (output, input) dimensions must be multiples of."""
+        """The unit's own extent."""
         return self.unit
 
+    def at(self, sparsity: float) -> "UnitPattern":
+        """The same pattern with another sparsity."""
+        return replace(self, sparsity=sparsity)  # pyrefly: ignore[bad-specialization]
+
     def n_pruned(self, n_units: int) -> int:
-        """How many of `n_units` units the pattern drops: `int(n_units * sparsity)`."""
+        """Of `n_units` units, those that go: `int(n_units * sparsity)`."""
         if not is_concrete(self.sparsity):
             raise InputError(
                 f"{type(self).__name__}: counts are exact only for a concrete sparsity;"
@@ -164,8 +167,8 @@ class Unstructured(UnitPattern):
         one zero (without a prior mask) and the matrix's count is still exact.
 
     Example:
-      >>> Unstructured(0.5).project(np.array([[1.0, 2.0], [3.0, 4.0]])).tolist()
-      [[False, False], [True, True]]
+      >>> Unstructured(0.5).project(np.array([[1.0, 2.0]])).tolist()
+      [[False, True]]
     """
 
     sparsity: Any  # pyrefly: ignore[bad-override]
@@ -175,8 +178,7 @@ class Unstructured(UnitPattern):
         _check_sparsity(self.sparsity, "Unstructured")
 
     def __str__(self):
-        rows = " per row" if self.per_row else ""
-        return f"unstructured@{self.sparsity:g}{rows}"
+        return f"unstructured@{self.sparsity:g}" + " per row" * self.per_row
 
     @property
     def unit(self) -> tuple[int, int]:
@@ -217,7 +219,7 @@ class NM(Pattern):
 
     @property
     def sparsity(self) -> float:
-        """Fraction of zeros, 1 - n / m."""
+        """1 - n / m."""
         return 1.0 - self.n / self.m
 
     def project(self, scores: Matrix, prior_mask: Mask | None = None) -> Kept:

@@ -1,5 +1,6 @@
 """Sparsity as a pure function of the training step."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -32,7 +33,7 @@ def one_shot(
 
 def cubic(
     step: Step, *, final: float, begin: int, end: int, initial: float = 0.0
-) -> Float[Array, "*steps"]:
+) -> Float[Array | np.ndarray | np.floating, "*steps"]:
     """Rises fast at first and slows down towards `final` sparsity.
 
     s(t) = final + (initial - final) (1 - (t - begin) / (end - begin))^3 for steps
@@ -49,5 +50,7 @@ def cubic(
         raise InputError(
             f"schedule: end must come after begin, found begin {begin} and end {end}"
         )
-    remaining = 1.0 - jnp.clip((jnp.asarray(step) - begin) / (end - begin), 0.0, 1.0)
-    return jnp.float32(final) + (initial - final) * remaining**3
+    # Of a step on the host it is reckoned there, which training relies on.
+    library = jnp if isinstance(step, jax.Array) else np
+    remaining = 1.0 - library.clip((step - begin) / (end - begin), 0.0, 1.0)
+    return library.float32(final) + library.float32(initial - final) * remaining**3

@@ -57,3 +57,24 @@ def sparsegpt(
     """
     diagonal = jnp.asarray(factor_diagonal, jnp.float32)
     return (magnitude(weights) * diagonal[..., None, :]) ** 2
+
+
+def fisher(
+    weights: Matrix, squared_gradients: Float[Array | np.ndarray, "*lead out in"]
+) -> Float[Array, "*lead out in"]:
+    """Increase of the loss when the weight goes, w^2 F / 2 without the half.
+
+    F is the diagonal of the empirical Fisher information, such as Adam's second moment.
+
+    Reference: LeCun et al. 1989, "Optimal Brain Damage"; Theis et al. 2018,
+    arXiv 1801.05787.
+
+    Args:
+      weights: [..., out, in].
+      squared_gradients: [..., out, in], mean squares of the loss's gradient.
+
+    Example:
+      >>> fisher(jnp.array([[2.0, 1.0]]), jnp.array([[1.0, 9.0]])).tolist()
+      [[4.0, 9.0]]
+    """
+    return magnitude(weights) ** 2 * jnp.asarray(squared_gradients, jnp.float32)

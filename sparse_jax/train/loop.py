@@ -12,14 +12,21 @@ import jax
 import numpy as np
 
 from sparse_jax import mesh as mesh_lib
+from sparse_jax.train.adaptive import Adaptive, Change, refresh
+from sparse_jax.train.adaptive import summary as adaptive_summary
 from sparse_jax.train.checkpoint import Checkpoints
 from sparse_jax.train.config import TrainConfig
 from sparse_jax.train.divergence import LossWatch, TrainingDiverged
 from sparse_jax.train.losses import Loss
 from sparse_jax.train.metrics import Metrics
-from sparse_jax.train.placement import scalar_to_devices, to_devices
+from sparse_jax.train.placement import (
+    scalar_to_devices,
+    to_all_devices,
+    to_devices,
+)
 from sparse_jax.train.step import train_step
 from sparse_jax.train.stopping import StopPoll, interrupted
+from sparse_jax.train.teacher import CachedTeacher
 from sparse_jax.types import Batch, Params, State
 
 logger = logging.getLogger(__name__)
@@ -37,7 +44,8 @@ def fit(
     *,
     directory: str | os.PathLike[str],
     name: str,
-    teacher: Params | None = None,
+    teacher: Params | CachedTeacher | None = None,
+    adaptive: Adaptive | None = None,
     tokens_before: int = 0,
     quiet: bool = False,
 ) -> tuple[State, float]:
@@ -55,7 +63,8 @@ def fit(
       loss: see `train.losses`.
       directory: holds `checkpoints/` and metrics.jsonl.
       name: of the stage, for messages.
-      teacher: frozen weights handed to the loss.
+      teacher: frozen weights, or their cache, for the loss.
+      adaptive: draws the masks again while the weights train.
       tokens_before: tokens the model had seen before this stage.
       quiet: no progress bar and no closing line.
 
@@ -80,7 +89,8 @@ def fit(
         fresh: Meta = {"seconds": 0.0, "losses": [], "rollbacks": []}
         start = saved.restore(like) or (state, fresh)
         del state
-        run = _Run(config, loss, teacher, batches, metrics, saved, name, tokens_before)
+        parts = (loss, teacher, adaptive, batches, metrics, saved)
+        run = _Run(config, parts, name, tokens_before)
         while True:
             try:
                 return run.train(*start), run.seconds()
@@ -99,12 +109,13 @@ class _BadStep(Exception):
 class _Run:
     """What the loop carries between steps besides the state."""
 
-    def __init__(
-        self, config, loss, teacher, batches, metrics, saved, name, tokens_before
-    ):
-        self._config, self._loss, self._teacher = config, loss, teacher
-        self._batches, self._metrics, self._saved = batches, metrics, saved
-        self._name, self._tokens_before = name, tokens_before
+    def __init__(self, config, parts, name, tokens):
+        self._config = config
+        self._loss, self._teacher, self._adaptive, *others = parts
+        self._batches, self._metrics, self._saved = others
+        adaptive = self._adaptive
+        self._mode = "fixed" if adaptive is None else adaptive.config.mode
+        self._name, self._tokens_before = name, tokens
         self._started = time.monotonic()
         self._seconds_before = 0.0
 
@@ -123,7 +134,7 @@ class _Run:
         stream, stop, compiled = self._batches(self._first_data), StopPoll(), None
         for step in range(first + 1, config.steps + 1):
             with jax.transfer_guard("disallow"):
-                state = self._step(step, state, to_devices(next(stream)))
+                state = self._step(step, state, next(stream))
                 asked = stop()
             if asked or config.saves_at(step):
                 self._record()
@@ -141,37 +152,65 @@ class _Run:
         self._rollbacks: list[dict[str, Any]] = meta["rollbacks"]
         self._seconds_before, self._started = meta["seconds"], time.monotonic()
         self._rate_step, self._rate_time = self._first, self._started
-        self._pending: tuple[int, Any] | None = None
+        self._pending: tuple[int, Any, Change] | None = None
         self._metrics.resume(self._first)
         return self._first
 
-    def _step(self, step: int, state: State, batch: Batch) -> State:
+    def _step(self, step: int, state: State, local: Batch) -> State:
         """Dispatches a step, then records the one before it."""
-        config = self._config
+        config, batch, teacher = self._config, to_devices(local), self._teacher
+        if isinstance(teacher, CachedTeacher):
+            position = self._first_data + step - 1 - self._first
+            teacher = teacher(position, local, batch)
+        if step == 1:
+            state, _ = self._draw_masks(0, state, batch)
         rate = config.schedule(step - 1, steps=config.steps)
+        decay = config.optimizer.pruned_decay(step - 1)
         state, scalars = train_step(
             state,
             batch,
             scalar_to_devices(rate),
-            self._teacher,
+            teacher,
+            decay=scalar_to_devices(decay),
+            progress=scalar_to_devices(step / config.steps),
             loss=self._loss,
             optimizer=config.optimizer,
             accumulate=config.accumulate,
+            mask_mode=self._mode,
         )
+        change: Change = {}
+        if step < config.steps:
+            state, change = self._draw_masks(step, state, batch)
         self._record()
-        self._pending = (step, {**scalars, "learning_rate": rate})
+        scalars = {**scalars, "learning_rate": rate}
+        if config.optimizer.pruned_decay.rule != "none":
+            scalars["pruned_decay"] = decay
+        self._pending = (step, scalars, change)
         return state
+
+    def _draw_masks(
+        self, step: int, state: State, batch: Batch
+    ) -> tuple[State, Change]:
+        """The masks after `step` steps, if they are due."""
+        adaptive = self._adaptive
+        if adaptive is None or not adaptive.config.due(step):
+            return state, {}
+        counts = adaptive.counts(state.params, step)
+        placed = {path: to_all_devices(c) for path, c in counts.items()}
+        return refresh(state, placed, batch, adaptive=adaptive)
 
     def _record(self) -> None:
         """Reads the pending step's scalars, judges them and writes their row."""
         if self._pending is None:
             return
-        (step, scalars), self._pending = self._pending, None
+        (step, scalars, change), self._pending = self._pending, None
         values = {name: float(v) for name, v in jax.device_get(scalars).items()}
         if problem := self._watch.problem(step, values):
             raise _BadStep(step, problem)
         config = self._config
-        if step % config.log_every and step != config.steps:
+        if change:
+            values |= adaptive_summary(jax.device_get(change))
+        if step % config.log_every and step != config.steps and not change:
             self._metrics.advance(step)
             return
         now = time.monotonic()

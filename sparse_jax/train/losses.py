@@ -5,11 +5,11 @@ returns sums, not means: sums over micro-batches and devices add up exactly.
 """
 
 import dataclasses
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from sparse_jax import models
 from sparse_jax.types import Batch, Params
@@ -29,12 +29,27 @@ class LossSum(NamedTuple):
     parts: dict[str, jax.Array]
 
 
+class TopK(NamedTuple):
+    """What is kept of a teacher's distribution of the next token.
+
+    Attributes:
+      ids: int32, the k most probable tokens.
+      log_probs: float16, of them at the temperature of the loss; the rest of the
+        probability lies on all other tokens together.
+    """
+
+    ids: Int[Array, "B T k"]
+    log_probs: Float[Array, "B T k"]
+
+
 @runtime_checkable
 class Loss(Protocol):
     """The loss seam of a training step; implementations are frozen dataclasses."""
 
-    def __call__(self, params: Params, batch: Batch, teacher: Params | None) -> LossSum:
-        """Loss of `params` on `batch`; `teacher` holds frozen weights or is None."""
+    def __call__(
+        self, params: Params, batch: Batch, teacher: Params | TopK | None
+    ) -> LossSum:
+        """Loss of `params` on `batch`; `teacher` holds frozen weights, or is None."""
         ...
 
 
@@ -53,7 +68,7 @@ class NextToken:
     isolate_documents: bool = False
 
     def __call__(
-        self, params: Params, batch: Batch, teacher: Params | None = None
+        self, params: Params, batch: Batch, teacher: Params | TopK | None = None
     ) -> LossSum:
         """See `Loss`."""
         del teacher
@@ -78,12 +93,11 @@ def hidden_states(
     isolate_documents: bool,
 ) -> Float[Array, "B T D"]:
     """What the head of a model sees of a batch; arguments as of `NextToken`."""
+    context = token_context(batch, isolate_documents)
+    return models.hidden(params, jnp.asarray(batch.tokens), model, compute, **context)
+
+
+def token_context(batch: Batch, isolate_documents: bool) -> dict[str, Any]:
+    """Positions and documents of a batch, as keywords of `models.hidden`."""
     segment_ids = jnp.asarray(batch.segment_ids) if isolate_documents else None
-    return models.hidden(
-        params,
-        jnp.asarray(batch.tokens),
-        model,
-        compute,
-        positions=jnp.asarray(batch.positions),
-        segment_ids=segment_ids,
-    )
+    return {"positions": jnp.asarray(batch.positions), "segment_ids": segment_ids}

@@ -8,6 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sparse_jax.train.pruned_decay import (
+    PrunedDecayConfig,
+    scale_by_adam_with_decay,
+)
 from sparse_jax.types import InputError, Params
 
 
@@ -23,6 +27,7 @@ class OptimizerConfig:
       clip_norm: gradients are scaled down to this global norm; None = never.
       moment_dtype: of the stored first moment; bfloat16 saves 2 bytes a weight. The
         second one stays float32: its small steps would round away.
+      pruned_decay: pulls pruned weights to zero while masks move.
     """
 
     beta1: float = 0.9
@@ -31,11 +36,16 @@ class OptimizerConfig:
     weight_decay: float = 0.1
     clip_norm: float | None = 1.0
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    pruned_decay: PrunedDecayConfig = PrunedDecayConfig()
 
-    def transformation(self) -> optax.GradientTransformation:
-        """Gradients to descent directions; the caller multiplies by -learning rate."""
+    def transformation(self) -> optax.GradientTransformationExtraArgs:
+        """Gradients to descent directions; the caller multiplies by -learning rate.
+
+        Its update takes `masks`, `decay` and `progress`; see `pruned_decay`.
+        """
         steps = [
-            optax.scale_by_adam(
+            scale_by_adam_with_decay(
+                self.pruned_decay.rule,
                 b1=self.beta1,
                 b2=self.beta2,
                 eps=self.epsilon,

@@ -35,6 +35,11 @@ def scalar_to_devices(value: float) -> jax.Array:
     return place(_everywhere(mesh_lib.current()), np.asarray(value, np.float32), ())
 
 
+def to_all_devices(array: np.ndarray) -> jax.Array:
+    """A whole array on every device of the mesh in use."""
+    return place(_everywhere(mesh_lib.current()), array, array.shape)
+
+
 def flag_to_devices(flag: bool) -> jax.Array:
     """One bool per device of the mesh in use, those of a process as it says."""
     mesh = mesh_lib.current()

@@ -12,10 +12,11 @@ from jaxtyping import Array, Float
 
 from sparse_jax import mesh
 from sparse_jax.ops import MaskMode
+from sparse_jax.sparsity import adapters
 from sparse_jax.sparsity import masks as masks_lib
-from sparse_jax.train.losses import Loss, LossSum
+from sparse_jax.train.losses import Loss, LossSum, TopK
 from sparse_jax.train.optimizer import OptimizerConfig
-from sparse_jax.types import Batch, Masks, Params, State
+from sparse_jax.types import Batch, Masks, Params, State, Tree
 
 Metrics = Mapping[str, jax.Array]
 
@@ -27,12 +28,23 @@ def init_state(
     *,
     rng: jax.Array,
     data: int = 0,
+    mode: MaskMode = "fixed",
 ) -> State:
     """A fresh state at step 0 with the masks applied to the parameters.
 
     It owns copies: training gives its buffers away, the caller keeps `params`.
+
+    Args:
+      params: weights, with factors of `sparsity.adapters` if there are any.
+      masks: True = kept; `mode` says whether they are applied already.
+      optimizer: AdamW's configuration.
+      rng: a JAX random key.
+      data: the next batch of the data stream.
+      mode: "fixed" sets pruned weights to zero; the others leave them.
     """
-    params = jax.tree.map(jnp.copy, masks_lib.apply(params, masks))
+    if mode == "fixed":
+        params = masks_lib.apply(params, masks)
+    params = jax.tree.map(jnp.copy, params)
     masks = jax.tree.map(jnp.copy, masks)
     return State(
         step=jnp.int32(0),
@@ -54,8 +66,10 @@ def train_step(
     state: State,
     batch: Batch,
     learning_rate: Float[Array, ""] | float,
-    teacher: Params | None = None,
+    teacher: Tree = None,
     *,
+    decay: Float[Array, ""] | float = 0.0,
+    progress: Float[Array, ""] | float = 0.0,
     loss: Loss,
     optimizer: OptimizerConfig,
     accumulate: int = 1,
@@ -73,7 +87,9 @@ def train_step(
         must be zero, as `init_state` and this function leave them.
       batch: [B, T] arrays, B a multiple of `accumulate`.
       learning_rate: of this step.
-      teacher: frozen weights handed to the loss.
+      teacher: handed to the loss: frozen weights, or what was kept of their logits.
+      decay: of pruned weights at this step, see `train.pruned_decay`.
+      progress: (step + 1) / steps, for that decay.
       loss: see `train.losses`.
       optimizer: AdamW's configuration.
       accumulate: micro-batches whose gradients are added up, one after the other.
@@ -83,20 +99,23 @@ def train_step(
       The next state and float32 scalars: `loss` (mean nats per weighted token),
       `grad_norm` (before clipping) and the loss's own parts.
     """
-    fixed = mask_mode == "fixed"
+    fixed, per_token = mask_mode == "fixed", isinstance(teacher, TopK)
 
-    def loss_sum(params: Params, micro: Batch) -> tuple[jax.Array, LossSum]:
+    def loss_sum(params: Params, piece) -> tuple[jax.Array, LossSum]:
+        micro, logits = piece
         # With fixed masks the stored weights are effective already: nothing to copy.
-        if not fixed:
-            params = masks_lib.apply(params, state.masks, mode=mask_mode)
-        result = loss(params, micro, teacher)
+        if not fixed or adapters.split(params)[1]:
+            params = adapters.effective_params(params, state.masks, mode=mask_mode)
+        result = loss(params, micro, logits if per_token else teacher)
         return result.total, result
 
-    grads, sums = _accumulate(loss_sum, state.params, batch, accumulate)
+    pieces = (batch, teacher if per_token else None)
+    grads, sums = _accumulate(loss_sum, state.params, pieces, accumulate)
     grads = jax.tree.map(lambda g: g / sums.weight, grads)
     if fixed:
         grads = masks_lib.apply(grads, state.masks)
-    new_state = _update(state, grads, learning_rate, optimizer, fixed)
+    pruned = {"decay": decay, "progress": progress}
+    new_state = _update(state, grads, learning_rate, optimizer, fixed, **pruned)
     parts = {name: value / sums.weight for name, value in sums.parts.items()}
     return mesh.constrain_tree(new_state), {
         "loss": sums.total / sums.weight,
@@ -105,9 +124,11 @@ def train_step(
     }
 
 
-def _update(state, grads, learning_rate, optimizer, fixed):
+def _update(state, grads, learning_rate, optimizer, fixed, **pruned):
     """The state after one AdamW step."""
-    updates, opt = optimizer.transformation().update(grads, state.opt, state.params)
+    updates, opt = optimizer.transformation().update(
+        grads, state.opt, state.params, masks=state.masks, **pruned
+    )
     updates = jax.tree.map(lambda u: -learning_rate * u, updates)
     params: Any = optax.apply_updates(state.params, updates)
     if fixed:
@@ -127,7 +148,7 @@ def _accumulate(loss_sum, params, batch, accumulate):
 
     def micro_batches(x_BT):
         # Strided, so that every device keeps its own rows on a sharded batch axis.
-        return jnp.moveaxis(x_BT.reshape(-1, accumulate, x_BT.shape[1]), 1, 0)
+        return jnp.moveaxis(x_BT.reshape(-1, accumulate, *x_BT.shape[1:]), 1, 0)
 
     def body(total, micro):
         return jax.tree.map(jnp.add, total, gradient(params, micro)), None

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from sparse_jax import schema
-from sparse_jax.models import LlamaConfig, abstract_params, embed
-from sparse_jax.prune import INPUTS, PruneConfig
+from sparse_jax.models import INPUTS, LlamaConfig, abstract_params, embed
+from sparse_jax.prune import PruneConfig
 from sparse_jax.prune.activations import Activations
 from sparse_jax.prune.allocate import (
     SPREADS,

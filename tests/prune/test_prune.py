@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparse_jax.models import Compute, LlamaConfig, embed, forward, hidden, init
+from sparse_jax.models import INPUTS, Compute, LlamaConfig, embed, forward, hidden, init
 from sparse_jax.prune import (
-    INPUTS,
     ParamsBlocks,
     PruneConfig,
     hessians,

@@ -11,8 +11,13 @@ from sparse_jax import models, train
 from sparse_jax.types import InputError
 from tests.train.helpers import MODEL, OPTIMIZER, make_batch
 
-LOSS = train.Distill(model=MODEL, ce_weight=0.7, kl_weight=0.4, temperature=1.5)
+CONFIG = train.DistillConfig(ce_weight=0.7, kl_weight=0.4, temperature=1.5)
+LOSS = train.Distill(model=MODEL, config=CONFIG)
 SMALLER = dataclasses.replace(MODEL, d_model=16, n_heads=2, n_layers=1)
+
+
+def with_config(**fields):
+    return dataclasses.replace(LOSS, config=dataclasses.replace(CONFIG, **fields))
 
 
 def batch_with_weights():
@@ -28,13 +33,14 @@ def naive(params, batch, teacher, loss):
     other = models.forward(teacher, tokens, loss.teacher_model or loss.model)
     log_probability = jax.nn.log_softmax(student)
     gold = jnp.take_along_axis(log_probability, batch.targets[..., None], axis=-1)
-    log_q = jax.nn.log_softmax(student / loss.temperature)
-    log_p = jax.nn.log_softmax(other / loss.temperature)
-    if loss.direction == "reverse":
+    config = loss.config
+    log_q = jax.nn.log_softmax(student / config.temperature)
+    log_p = jax.nn.log_softmax(other / config.temperature)
+    if config.direction == "reverse":
         log_q, log_p = log_p, log_q
-    kl = loss.temperature**2 * jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+    kl = config.temperature**2 * jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
     ce, kl = (jnp.sum(x * batch.loss_weights) for x in (-gold[..., 0], kl))
-    return loss.ce_weight * ce + loss.kl_weight * kl, (ce, kl)
+    return config.ce_weight * ce + config.kl_weight * kl, (ce, kl)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +53,7 @@ def test_values_and_gradients_are_those_of_the_definition(
 ):
     loss = dataclasses.replace(
         LOSS,
-        direction=direction,
+        config=dataclasses.replace(CONFIG, direction=direction),
         teacher_model=teacher_model,
         compute=models.Compute(loss_chunk=chunk),
     )
@@ -74,7 +80,7 @@ def test_values_and_gradients_are_those_of_the_definition(
 
 def test_a_model_does_not_diverge_from_itself(params):
     batch = batch_with_weights()
-    alone = dataclasses.replace(LOSS, ce_weight=0.0)
+    alone = with_config(ce_weight=0.0)
     grads = jax.grad(lambda p: alone(p, batch, params).total)(params)
     assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads)) < 1e-4
     parts = LOSS(params, batch, params).parts
@@ -92,7 +98,7 @@ def test_no_gradient_reaches_the_teacher(params):
 def test_a_step_learns_from_a_teacher(params, masks):
     """The masked student comes nearer to the teacher, and stays masked."""
     teacher = models.init(jax.random.key(5), MODEL)
-    alone = dataclasses.replace(LOSS, ce_weight=0.0, kl_weight=1.0)
+    alone = with_config(ce_weight=0.0, kl_weight=1.0)
     state = train.init_state(params, masks, OPTIMIZER, rng=jax.random.key(0))
     found = []
     for _ in range(8):
@@ -126,17 +132,50 @@ def test_neither_models_logits_ever_exist_whole():
     [
         ({"temperature": 0.0}, "distill.temperature must be positive, found 0.0"),
         ({"kl_weight": -1.0}, "distill.kl_weight must not be negative"),
-        (
-            {"teacher_model": dataclasses.replace(MODEL, vocab_size=100)},
-            "the teacher has 100 token ids and the student 64; use models with one",
-        ),
+        ({"top_k": 0}, "distill.top_k must be at least 1, found 0"),
+        ({"top_k": 4, "direction": "reverse"}, "set direction to 'forward'"),
     ],
 )
 def test_bad_settings_are_named(fields, message):
     with pytest.raises(InputError, match=message):
-        dataclasses.replace(LOSS, **fields)
+        dataclasses.replace(CONFIG, **fields)
 
 
-def test_a_missing_teacher_is_named(params):
-    with pytest.raises(InputError, match="needs the weights of a teacher"):
-        LOSS(params, make_batch(0), None)
+def test_a_teacher_that_does_not_fit_is_named():
+    other = dataclasses.replace(MODEL, vocab_size=100)
+    with pytest.raises(InputError, match="has 100 token ids and the student 64"):
+        dataclasses.replace(LOSS, teacher_model=other)
+    features = dataclasses.replace(CONFIG, feature_weight=1.0)
+    with pytest.raises(InputError, match="1 blocks of width 16 and the student 2 of"):
+        train.Distill(model=MODEL, teacher_model=SMALLER, config=features)
+
+
+def test_features_are_squarehead(params):
+    """Against the definition, with the blocks walked one after the other."""
+    teacher = models.init(jax.random.key(5), MODEL)
+    batch = batch_with_weights()
+    loss = with_config(ce_weight=0.0, kl_weight=0.0, feature_weight=2.0)
+
+    def outputs(params):
+        x = models.embed(params, batch.tokens)
+        for layer in range(MODEL.n_layers):
+            weights = jax.tree.map(lambda w, i=layer: w[i], params["layers"])
+            x, _ = models.block(weights, x, MODEL, positions=batch.positions)
+            yield x
+
+    def definition(params):
+        ratios = [
+            jnp.sum((s - t) ** 2 * batch.loss_weights[..., None])
+            / jnp.sum(t**2 * batch.loss_weights[..., None])
+            for s, t in zip(outputs(params), outputs(teacher), strict=True)
+        ]
+        return 2.0 * sum(ratios) * batch.loss_weights.sum()
+
+    found, grads = jax.value_and_grad(lambda p: loss(p, batch, teacher).total)(params)
+    expected, expected_grads = jax.value_and_grad(definition)(params)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+        grads,
+        expected_grads,
+    )

@@ -1,0 +1,146 @@
+"""What a pretrain stage trains: a state, a loss, a teacher; and what comes of it."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import jax
+
+from sparse_jax import distributed, io, train
+from sparse_jax.data import Dataset
+from sparse_jax.recipe import inputs
+from sparse_jax.recipe.config import Pretrain, Recipe
+from sparse_jax.sparsity import adapters
+from sparse_jax.sparsity import masks as masks_lib
+from sparse_jax.sparsity.adapters import Adapter
+from sparse_jax.train import Adaptive, CachedTeacher, Distill, NextToken
+from sparse_jax.types import Masks, Params, State
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """What training starts from.
+
+    Attributes:
+      state: at step 0.
+      loss: of the stage.
+      adaptive: what draws the masks again, if they move.
+      whole: whether the masks keep everything, and go when the stage ends.
+    """
+
+    state: State
+    loss: NextToken | Distill
+    adaptive: Adaptive | None
+    whole: bool
+
+
+def begin(
+    stage: Pretrain, recipe: Recipe, workdir: pathlib.Path, data: int
+) -> Beginning:
+    """Builds the state and the loss of a stage; its data goes on at batch `data`."""
+    parent_dir = workdir / stage.parent if stage.parent else None
+    model, params, masks = inputs.start(stage, recipe, parent_dir)
+    config, rules = recipe.train_config(stage), recipe.mask_rules(stage)
+    model.check_length(config.seq_len)
+    # A dense model trains with masks that keep everything, so that one compiled step
+    # serves every stage and the control does exactly the arithmetic of a sparse run.
+    whole = masks is None and stage.adaptive is None
+    if masks is None:
+        masks = inputs.whole_masks(params, rules)
+    adaptive, mode = None, "fixed"
+    if stage.adaptive is not None:
+        adaptive = Adaptive.of(stage.adaptive, rules, model, recipe.compute)
+        mode = stage.adaptive.mode
+    if stage.low_rank is not None:
+        # The factors stand in for what the masks of the first step take away.
+        first = adaptive.first_masks(params, masks) if adaptive else masks
+        params, _ = adapters.add_low_rank(params, first, stage.low_rank)
+        masks = adapters.masks_of(params, masks)
+    if stage.learned_scales:
+        params, masks = adapters.add_scales(params, masks)
+    state = train.init_state(
+        params,
+        masks,
+        config.optimizer,
+        rng=jax.random.key(recipe.seed),
+        data=data,
+        mode=mode,
+    )
+    if adaptive is not None:
+        state = adaptive.begin(state)
+    options: dict[str, Any] = {
+        "model": model,
+        "compute": recipe.compute,
+        "isolate_documents": recipe.data.isolate_documents,
+    }
+    loss = NextToken(**options)
+    if stage.distill is not None:
+        teacher_model = distributed.on_lead(
+            lambda: io.load_config(_model_dir(stage, workdir))
+        )
+        loss = Distill(config=stage.distill, teacher_model=teacher_model, **options)
+    return Beginning(state=state, loss=loss, adaptive=adaptive, whole=whole)
+
+
+def end(state: State) -> tuple[Params, Masks, Adapter]:
+    """The final model: pruned weights at zero, learned scales folded in.
+
+    Returns:
+      Plain weights, their masks, and the low-rank factors, which may be none.
+    """
+    params, masks = adapters.fold_scales(state.params, state.masks)
+    params, adapter = adapters.split(params)
+    masks = adapters.split(masks)[0]
+    return masks_lib.apply(params, masks), masks, adapter
+
+
+def teacher(
+    stage: Pretrain, recipe: Recipe, dataset: Dataset, workdir: pathlib.Path
+) -> Params | CachedTeacher | None:
+    """The frozen teacher of a stage: its weights, or the cache of its logits."""
+    if stage.teacher is None or stage.distill is None:
+        return None
+    found, params = inputs.load(workdir / stage.teacher)
+    if found.adapter:
+        params = adapters.merge(params, found.adapter)
+    if stage.distill.top_k is None:
+        return params
+    identity = distributed.on_lead(lambda: _identity(stage, recipe, dataset, workdir))
+    name = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    default = workdir / "teachers" / f"{stage.teacher}_{name[:8]}"
+    return CachedTeacher(
+        stage.distill.cache_dir or default,
+        params,
+        found.config,
+        identity=identity,
+        top_k=stage.distill.top_k,
+        temperature=stage.distill.temperature,
+        compute=recipe.compute,
+        isolate_documents=recipe.data.isolate_documents,
+    )
+
+
+def _identity(
+    stage: Pretrain, recipe: Recipe, dataset: Dataset, workdir: pathlib.Path
+) -> dict[str, Any]:
+    """The hash of the teacher's files, and all that its batches depend on."""
+    digest = hashlib.sha256()
+    for path in sorted(_model_dir(stage, workdir).glob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    config, data = recipe.train_config(stage), dataset.fingerprint
+    return {
+        "teacher": digest.hexdigest(),
+        "corpus": {name: s["sha256"] for name, s in data["sources"].items()},
+        "weights": {n: s.weight for n, s in recipe.data.sources.items()},
+        "tokenizer": data["tokenizer"]["sha256"],
+        "seed": recipe.seed if stage.seed is None else stage.seed,
+        "batch_size": config.batch_size,
+        "seq_len": config.seq_len,
+    }
+
+
+def _model_dir(stage: Pretrain, workdir: pathlib.Path) -> pathlib.Path:
+    return workdir / str(stage.teacher) / "model"
