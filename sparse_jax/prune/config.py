@@ -30,7 +30,7 @@ class PruneConfig:
         for the solvers that have such an option, and None is the solver's default.
       damping: relative damping of the Hessian.
       iterations: most iterations of the refit, or of ADMM's search.
-      tolerance: the refit stops when an iteration gains less than this fraction.
+      tolerance: a row's refit ends when an iteration gains less than this fraction.
       reference: SparseGPT with the public implementation's exact thresholds.
       nested: weights pruned before stay pruned.
       samples: calibration sequences.

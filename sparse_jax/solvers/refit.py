@@ -8,9 +8,17 @@ the best weights are another problem, convex and separate for every row w of W:
 Conjugate gradients, preconditioned by the diagonal of H, solve it for all rows at once:
 an iteration is one product with H, however different the rows' supports are.
 
-    r = ((w - x) H)_S    the residual, zero where x is the least-squares solution
-    p                    search direction, zero outside S
-    a = r z / p H p      step, with z = r / diag(H)
+    z = ((w - x) H)_S diag(H)^-1/2    the residual, zero where x is the solution
+    p                                 search direction, zero outside S
+    a = z z^T / p H p^T               step
+    q = z / |z|                       an earlier residual; all of them are orthonormal
+
+In float32 the residuals do not stay orthogonal: H has a few large eigenvalues, and what
+rounding leaves along their directions grows in every iteration once CG is done with
+them. Ten iterations make 1e-3 of 1e-7, another 1e-3 for every order in which H was
+summed up, and later blocks amplify it. So each residual is made orthogonal to those
+before it again (Paige 1970, "Practical use of the symmetric Lanczos process with
+re-orthogonalization", BIT 10): then the outputs differ as little as H does.
 
 H is undamped here, because that is the error to minimise: a singular H only leaves the
 solution where it is in the directions that H does not see. Damping enters in one case:
@@ -43,7 +51,8 @@ from sparse_jax.sparsity.patterns import NM
 
 ITERATIONS = 30
 TOLERANCE = 1e-3
-_PANEL = 2**22  # weights
+_KEPT = ITERATIONS  # residuals; of more iterations, the first ones and the last
+_ROWS = 128  # of a panel, which needs 40 copies of it; more are hardly faster
 _WIDE = 4096  # columns of H that are multiplied by at once
 
 
@@ -71,8 +80,9 @@ def sparsegpt_refit(
       damping: relative damping of the factorisation; the refit itself is undamped.
       iterations: most iterations of conjugate gradients; each costs one product of the
         weights with H.
-      tolerance: stop when an iteration lowers the error by less than this fraction;
-        of a large matrix, each panel of rows stops by itself.
+      tolerance: a row takes a smaller share of the steps after one that lowers its
+        error by less than this fraction, none after one that does by half of it: with
+        a bound, rounding would decide who takes another step.
 
     Raises:
       InputError: as `sparsegpt`, or an option that is not valid.
@@ -93,15 +103,9 @@ def sparsegpt_refit(
     kept = {}
     for name, solution in refitted.items():
         first = solutions[name]
-        ridge_M = _ridge(first, damping)
-        weights = _better_rows(
-            first.problem.weights,
-            first.weights,
-            solution.weights,
-            hessian,
-            ridge_M,
-            shards=row_shards(first.problem.weights),
-        )
+        matrices = first.problem.weights, first.weights, solution.weights
+        options = {"shards": row_shards(first.problem.weights)}
+        weights = _better_rows(*matrices, hessian, _ridge(first, damping), **options)
         kept[name] = replace(solution, weights=weights)
     return kept
 
@@ -122,11 +126,10 @@ def refit(
     """
     refitted = {}
     for name, solution in solutions.items():
+        matrices = solution.problem.weights, solution.weights, solution.mask
         weights = host.run_lean(
             _least_squares,
-            solution.problem.weights,
-            solution.weights,
-            solution.mask,
+            *matrices,
             solution.hessian,
             _ridge(solution, damping),
             iterations,
@@ -174,7 +177,7 @@ def _map_matrices(function, matrices, hessian, ridge_M, shards):
     Every panel has as many rows of each of the `shards` devices.
     """
     shape = matrices[0].shape
-    rows = _panel_rows(shape[-2] // shards, shape[-1])
+    rows = largest_divisor(shape[-2] // shards, _ROWS)
     cut = (len(ridge_M), shards, -1, rows, shape[-1])
     panels = tuple(matrix.reshape(cut).swapaxes(1, 2) for matrix in matrices)
     by_panel = panels[0].shape
@@ -191,51 +194,71 @@ def _map_matrices(function, matrices, hessian, ridge_M, shards):
     return mapped.reshape(by_panel).swapaxes(1, 2).reshape(shape)
 
 
-def _panel_rows(n_out: int, n_in: int) -> int:
-    """Rows worked on at once: independent of each other, they need ten copies."""
-    return largest_divisor(n_out, max(_PANEL // n_in, 1))
-
-
 @partial(jax.jit, static_argnames="shards")
 def _least_squares(
     weights, start, mask, hessian, ridge_M, iterations, tolerance, *, shards
 ):
     def solve_one(w_OI, x_OI, mask_OI, hessian_II, ridge):
         diagonal_I = jnp.diagonal(hessian_II)
-        scale_I = jnp.where(diagonal_I > 0, diagonal_I + ridge, 1)
         multiply = partial(_multiply, hessian_II=hessian_II, ridge=ridge)
         w_OI, x_OI = w_OI.astype(jnp.float32), x_OI.astype(jnp.float32)
         # A row that keeps everything is solved, all but its dead inputs.
         whole_OI = mask_OI.all(1)[:, None] & (diagonal_I > 0)
         x_OI = jnp.where(whole_OI, w_OI, x_OI)
-        pull_OI = multiply(w_OI - x_OI)
-        error = jnp.sum((w_OI - x_OI) * pull_OI)
+        root_I = lax.rsqrt(jnp.where(diagonal_I > 0, diagonal_I + ridge, 1))
         # Below this a row's residual is rounding, and directions made of it mislead.
         rounding_O = 1e-12 * jnp.sum(w_OI**2 * diagonal_I, 1)
-        r_OI = jnp.where(mask_OI, pull_OI, 0)
-        p_OI = r_OI / scale_I
-        rz_O = jnp.sum(r_OI * p_OI, 1)
-
-        def improves(carry):
-            *_, error, gain, done = carry
-            return (done < iterations) & (gain > tolerance * jnp.maximum(error, 0))
-
-        def step(carry):
-            x_OI, r_OI, p_OI, rz_O, error, _, done = carry
-            hp_OI = jnp.where(mask_OI, multiply(p_OI), 0)
-            a_O = _ratio(rz_O, jnp.sum(p_OI * hp_OI, 1)) * (rz_O > rounding_O)
-            x_OI = x_OI + a_O[:, None] * p_OI
-            r_OI = r_OI - a_O[:, None] * hp_OI
-            z_OI = r_OI / scale_I
-            new_rz_O = jnp.sum(r_OI * z_OI, 1)
-            p_OI = z_OI + _ratio(new_rz_O, rz_O)[:, None] * p_OI
-            gain = jnp.sum(a_O * rz_O)  # by how much this step lowered the error
-            return x_OI, r_OI, p_OI, new_rz_O, error - gain, gain, done + 1
-
-        carry = (x_OI, r_OI, p_OI, rz_O, error, jnp.inf, 0)
-        return lax.while_loop(improves, step, carry)[0].astype(weights.dtype)
+        x_OI = _conjugate_gradients(
+            w_OI, x_OI, mask_OI, multiply, root_I, rounding_O, iterations, tolerance
+        )
+        return x_OI.astype(weights.dtype)
 
     return _map_matrices(solve_one, (weights, start, mask), hessian, ridge_M, shards)
+
+
+def _conjugate_gradients(
+    w_OI, x_OI, mask_OI, multiply, root_I, rounding_O, iterations, tolerance
+):
+    """Minimises the error of every row, whatever the others do, from `x_OI` on."""
+    pull_OI = multiply(w_OI - x_OI)
+    error_O = _dot(w_OI - x_OI, pull_OI)
+    z_OI = jnp.where(mask_OI, pull_OI * root_I, 0)
+
+    def unfinished(carry):
+        *_, share_O, done = carry
+        return (done < iterations) & (share_O > 0).any()
+
+    def step(carry):
+        x_OI, z_OI, p_OI, zz_O, error_O, q_KOI, share_O, done = carry
+        q_OI = z_OI * jnp.where(share_O > 0, lax.rsqrt(zz_O), 0)[:, None]
+        q_KOI = q_KOI.at[jnp.minimum(done, _KEPT - 1)].set(q_OI)
+        hp_OI = jnp.where(mask_OI, multiply(p_OI), 0)
+        a_O = _ratio(zz_O, _dot(p_OI, hp_OI)) * (share_O > 0)
+        x_OI = x_OI + (share_O * a_O)[:, None] * p_OI
+        z_OI = z_OI - a_O[:, None] * (hp_OI * root_I)
+
+        def orthogonalize(k, z_OI):
+            return z_OI - _dot(z_OI, q_KOI[k])[:, None] * q_KOI[k]
+
+        z_OI = lax.fori_loop(0, jnp.minimum(done + 1, _KEPT), orthogonalize, z_OI)
+        new_zz_O = _dot(z_OI, z_OI)
+        p_OI = z_OI * root_I + _ratio(new_zz_O, zz_O)[:, None] * p_OI
+        gain_O = a_O * zz_O  # by how much this step lowered the error
+        error_O = error_O - gain_O
+        enough_O = tolerance * jnp.maximum(error_O, 0)
+        share_O *= jnp.clip(_ratio(2 * gain_O, enough_O, jnp.inf) - 1, 0, 1)
+        share_O *= (gain_O > 0) & (new_zz_O > rounding_O)
+        return x_OI, z_OI, p_OI, new_zz_O, error_O, q_KOI, share_O, done + 1
+
+    zz_O, q_KOI = _dot(z_OI, z_OI), jnp.zeros((_KEPT, *z_OI.shape))
+    share_O = (zz_O > rounding_O).astype(jnp.float32)  # of a step that a row takes
+    carry = (x_OI, z_OI, z_OI * root_I, zz_O, error_O, q_KOI, share_O, 0)
+    return lax.while_loop(unfinished, step, carry)[0]
+
+
+def _dot(x_OI, y_OI):
+    """Inner products of rows; on CPUs a product with ones is faster than a sum."""
+    return matmul(x_OI * y_OI, jnp.ones(x_OI.shape[1]))
 
 
 def _multiply(x_OI, hessian_II, ridge):
@@ -254,10 +277,11 @@ def _multiply(x_OI, hessian_II, ridge):
     return product_OI + ridge * x_OI
 
 
-def _ratio(numerator, denominator):
-    """Their ratio, or zero where nothing is left or H is not positive."""
+def _ratio(numerator, denominator, otherwise=0):
+    """Their ratio; zero, or `otherwise`, where nothing is left or H is not positive."""
     positive = denominator > 0
-    return jnp.where(positive, numerator / jnp.where(positive, denominator, 1), 0)
+    ratio = numerator / jnp.where(positive, denominator, 1)
+    return jnp.where(positive, ratio, otherwise)
 
 
 @partial(jax.jit, static_argnames="shards")
