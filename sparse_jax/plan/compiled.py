@@ -19,9 +19,8 @@ import jax
 from jax.experimental import topologies
 
 from sparse_jax import mesh as mesh_lib
-from sparse_jax import train
 from sparse_jax.plan import hlo
-from sparse_jax.plan.job import Job, abstract_batch, abstract_state, placed
+from sparse_jax.plan.job import Job, lower
 from sparse_jax.plan.machines import Machine
 from sparse_jax.types import InputError
 
@@ -89,18 +88,8 @@ def compile_step(job: Job, machine: Machine) -> Compiled:
         whole arrays to every device to change a sharding.
     """
     mesh = mesh_lib.make_mesh(job.mesh, job.needs, devices(machine))
-    state = placed(abstract_state(job), mesh)
-    batch = placed(abstract_batch(job), mesh, batch=True)
+    lowered = lower(job, mesh)
     with jax.set_mesh(mesh):
-        lowered = train.train_step.lower(
-            state,
-            batch,
-            1e-4,
-            None,
-            loss=job.loss(),
-            optimizer=job.optimizer,
-            accumulate=job.accumulate,
-        )
         started, cpu = time.monotonic(), time.process_time()
         with tempfile.TemporaryDirectory() as dump, captured_stderr() as log:
             # Written by libtpu itself: its programs may hold what JAX's own printer

@@ -11,7 +11,12 @@ from typing import Any
 
 from sparse_jax import train
 from sparse_jax.mesh import MeshConfig
-from sparse_jax.plan.job import Job, abstract_batch, abstract_state
+from sparse_jax.plan.job import (
+    Job,
+    abstract_batch,
+    abstract_state,
+    abstract_teacher,
+)
 from sparse_jax.train import OptimizerConfig
 
 
@@ -37,9 +42,10 @@ def _executed(job: Job) -> int:
         abstract_state(job),
         abstract_batch(job),
         1e-4,
-        None,
+        abstract_teacher(job),
         loss=job.loss(attention=name),
         optimizer=job.optimizer,
+        mask_mode=job.mask_mode,
     )
     return products(traced.jaxpr.jaxpr)
 

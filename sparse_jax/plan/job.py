@@ -12,10 +12,11 @@ from sparse_jax import mesh as mesh_lib
 from sparse_jax import models, train
 from sparse_jax.mesh import MeshConfig
 from sparse_jax.models import Compute, LlamaConfig
+from sparse_jax.ops import MaskMode
 from sparse_jax.plan.machines import Machine
 from sparse_jax.recipe import Pretrain, Recipe
 from sparse_jax.sparsity.masks import make_masks
-from sparse_jax.train import OptimizerConfig
+from sparse_jax.train import DistillConfig, OptimizerConfig
 from sparse_jax.tree import Rules
 from sparse_jax.types import Batch, State
 
@@ -34,6 +35,8 @@ class Job:
       optimizer: AdamW.
       isolate_documents: attention stays inside a document.
       pattern_rules: which leaves have masks, see `sparsity.masks.make_masks`.
+      mask_mode: see `ops.effective_weight`.
+      distill: what is learned from a teacher of the same architecture; None = none.
     """
 
     model: LlamaConfig
@@ -45,6 +48,8 @@ class Job:
     optimizer: OptimizerConfig
     isolate_documents: bool
     pattern_rules: Rules
+    mask_mode: MaskMode = "fixed"
+    distill: DistillConfig | None = None
 
     @property
     def tokens(self) -> int:
@@ -57,13 +62,21 @@ class Job:
         shards = self.mesh.data * self.mesh.fsdp
         return self.batch_size // self.accumulate // shards
 
-    def loss(self, **compute: Any) -> train.NextToken:
+    def loss(self, **compute: Any) -> train.NextToken | train.Distill:
         """The loss of the step, with fields of `compute` replaced."""
-        return train.NextToken(
-            model=self.model,
-            compute=dataclasses.replace(self.compute, **compute),
-            isolate_documents=self.isolate_documents,
-        )
+        options: dict[str, Any] = {
+            "model": self.model,
+            "compute": dataclasses.replace(self.compute, **compute),
+            "isolate_documents": self.isolate_documents,
+        }
+        if self.distill is not None:
+            return train.Distill(config=self.distill, **options)
+        return train.NextToken(**options)
+
+    @property
+    def runs_teacher(self) -> bool:
+        """Whether the step has the teacher's forward pass in it."""
+        return self.distill is not None and self.distill.top_k is None
 
     @property
     def needs(self) -> mesh_lib.Needs:
@@ -83,13 +96,15 @@ def make_job(recipe: Recipe, machine: Machine, stage: Pretrain | None = None) ->
     Args:
       recipe: the run.
       machine: where; it decides what `auto` means in `recipe.compute`.
-      stage: None = the shared settings of the recipe.
+      stage: None = the shared settings of the recipe, with the teacher and the moving
+        masks of its first stage that has them.
 
     Raises:
       InputError: the mesh does not fit the machine, the model or the batch.
     """
     config = recipe.train if stage is None else recipe.train_config(stage)
     model = recipe.model if stage is None else stage.model or recipe.model
+    method = stage or _method(recipe)
     documents = recipe.data.isolate_documents
     compute = recipe.compute.on(
         machine.chip.platform, config.seq_len, documents=documents
@@ -101,12 +116,22 @@ def make_job(recipe: Recipe, machine: Machine, stage: Pretrain | None = None) ->
         batch_size=config.batch_size,
         seq_len=config.seq_len,
         accumulate=config.accumulate,
-        optimizer=config.optimizer,
+        optimizer=recipe.train_config(method).optimizer,
         isolate_documents=documents,
-        pattern_rules=tuple(recipe.prune.pattern_rules()),
+        pattern_rules=tuple(recipe.mask_rules(method)),
+        mask_mode=method.adaptive.mode if method.adaptive else "fixed",
+        distill=method.distill,
     )
     job.check(machine.devices)
     return job
+
+
+def _method(recipe: Recipe) -> Pretrain:
+    """The first stage with a teacher or with moving masks; else a plain one."""
+    for stage in recipe.enabled_stages().values():
+        if isinstance(stage, Pretrain) and (stage.distill or stage.adaptive):
+            return stage
+    return Pretrain()
 
 
 def abstract_state(job: Job) -> State:
@@ -116,9 +141,38 @@ def abstract_state(job: Job) -> State:
     def init(params: Any) -> State:
         masks = make_masks(params, job.pattern_rules)
         key = jax.random.key(0)
-        return train.init_state(params, masks, job.optimizer, rng=key)
+        mode = job.mask_mode
+        return train.init_state(params, masks, job.optimizer, rng=key, mode=mode)
 
     return jax.eval_shape(init, params)
+
+
+def abstract_teacher(job: Job) -> Any:
+    """Shapes and dtypes of what the loss is given of a teacher; None without one."""
+    if job.distill is None:
+        return None
+    if job.runs_teacher:
+        return models.abstract_params(job.model)
+    shape = job.batch_size, job.seq_len, job.distill.top_k
+    kept: Any = [jax.ShapeDtypeStruct(shape, d) for d in (jnp.int32, jnp.float16)]
+    return train.TopK(*kept)
+
+
+def lower(job: Job, mesh: Mesh) -> Any:
+    """The training step as the training loop would lower it on a mesh."""
+    teacher = abstract_teacher(job)
+    per_token = isinstance(teacher, train.TopK)
+    with jax.set_mesh(mesh):
+        return train.train_step.lower(
+            placed(abstract_state(job), mesh),
+            placed(abstract_batch(job), mesh, batch=True),
+            1e-4,
+            None if teacher is None else placed(teacher, mesh, batch=per_token),
+            loss=job.loss(),
+            optimizer=job.optimizer,
+            accumulate=job.accumulate,
+            mask_mode=job.mask_mode,
+        )
 
 
 def abstract_batch(job: Job) -> Batch:
@@ -152,6 +206,15 @@ def batch_bytes(job: Job, mesh: AbstractMesh | Mesh, granule: int = 1) -> int:
         del read["segment_ids"]
     rows = NamedSharding(mesh, jax.P(mesh_lib.BATCH))
     return sum(_size(leaf, rows, granule) for leaf in read.values())
+
+
+def teacher_bytes(job: Job, mesh: AbstractMesh | Mesh, granule: int = 1) -> int:
+    """Bytes on one device of what a step is given of a teacher."""
+    teacher = abstract_teacher(job)
+    if isinstance(teacher, train.TopK):
+        rows = NamedSharding(mesh, jax.P(mesh_lib.BATCH))
+        return sum(_size(leaf, rows, granule) for leaf in teacher)
+    return device_bytes(teacher, mesh, granule)
 
 
 def device_bytes(tree: Any, mesh: AbstractMesh | Mesh, granule: int = 1) -> int:

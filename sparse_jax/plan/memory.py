@@ -18,6 +18,7 @@ from sparse_jax.plan.job import (
     abstract_state,
     batch_bytes,
     device_bytes,
+    teacher_bytes,
 )
 
 _LEARNING_RATE = 4
@@ -33,6 +34,7 @@ class Memory:
       masks: one byte a weight.
       moments: of the optimizer.
       batch: tokens and counters.
+      teacher: frozen weights, or what is kept of their logits.
       gradients: of the weights.
       activations: what the forward pass keeps for the backward one.
       working: the rest: weights in the compute dtype, gathered weights, and what a
@@ -44,6 +46,7 @@ class Memory:
     masks: int
     moments: int
     batch: int
+    teacher: int
     gradients: int
     activations: int
     working: int
@@ -52,7 +55,8 @@ class Memory:
     @property
     def arguments(self) -> int:
         """What the step holds from beginning to end."""
-        return self.params + self.masks + self.moments + self.batch
+        held = self.params + self.masks + self.moments
+        return held + self.batch + self.teacher
 
     @property
     def temporaries(self) -> int:
@@ -100,6 +104,7 @@ def estimate(job: Job, granule: int = 1) -> Memory:
         masks=device_bytes(state.masks, mesh, granule),
         moments=device_bytes(state.opt, mesh, granule),
         batch=batch_bytes(job, mesh, granule) + counted,
+        teacher=teacher_bytes(job, mesh, granule),
         gradients=gradients,
         activations=_kept(job),
         working=copy + max(_block(job), _loss(job), _embedding(job)),

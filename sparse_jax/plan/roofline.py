@@ -74,7 +74,7 @@ def estimated_collectives(job: Job) -> list[Collective]:
     Every micro-batch gathers the weights for the forward and the backward pass, and
     sums their gradients, which XLA does by all-reduce; a tensor axis sums activations
     after attention and after the MLP, in both passes and where blocks are computed
-    again.
+    again. A teacher is one more forward pass.
     """
     c, mesh, size = job.model, job.mesh, _itemsize(job)
     found = []
@@ -82,7 +82,7 @@ def estimated_collectives(job: Job) -> list[Collective]:
     weights = leaves * size // mesh.tensor
     shards, replicas = mesh.fsdp, mesh.data * mesh.fsdp
     if shards > 1:
-        payload = 2 * job.accumulate * weights
+        payload = (2 + job.runs_teacher) * job.accumulate * weights
         found.append(_collective("all-gather", payload, shards, 1))
     sums = sent = 0.0
     if replicas > 1:
@@ -90,6 +90,7 @@ def estimated_collectives(job: Job) -> list[Collective]:
         sent += 2 * job.accumulate * weights * (replicas - 1) / replicas
     if mesh.tensor > 1:
         again = 2 if job.compute.remat == "block" else 0
+        again += 2 * job.runs_teacher
         payload = (4 + again) * c.n_layers * _tokens(job) * c.d_model * size
         sums += payload
         sent += 2 * payload * (mesh.tensor - 1) / mesh.tensor
@@ -108,11 +109,11 @@ def _collective(kind: str, payload: int, n: int, factor: int) -> Collective:
 def estimated_traffic(job: Job) -> float:
     """Bytes between a device's main memory and its chip in a step, by arithmetic.
 
-    Three passes (forward, again, backward) read what they multiply and write the
-    result; the optimizer reads weights, gradients, moments and masks and writes three.
+    Its passes (forward, again, backward; a teacher's forward) read what they multiply
+    and write the result; the optimizer reads weights, gradients, moments and masks and writes three.
     """
     c, size, tensor = job.model, _itemsize(job), job.mesh.tensor
-    passes = 3 if job.compute.remat == "block" else 2
+    passes = (3 if job.compute.remat == "block" else 2) + job.runs_teacher
     weights = 2 * passes * _layer_weights(job) * c.n_layers * size / tensor
     query, key = c.n_heads * c.head_width, c.kv_heads * c.head_width
     wide = 2 * query + 4 * key + 6 * c.d_ff

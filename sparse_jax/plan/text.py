@@ -52,10 +52,13 @@ def _memory(plan) -> str:
         "masks": "one byte a weight",
         "moments": "of the optimizer",
         "batch": "tokens and counters",
+        "teacher": "frozen weights, or what is kept of its logits",
         "gradients": "of the weights",
         "activations": "kept for the backward pass",
         "working": "gathered weights, a block, the loss",
     }
+    if not memory["teacher"]:
+        del parts["teacher"]
     rows = [(name, _gib(memory[name]), note) for name, note in parts.items()]
     verdict = "fits" if memory["fits"] else "DOES NOT FIT"
     rows.append(("total", _gib(memory["total"]), f"of {_gib(memory['available'])}"))

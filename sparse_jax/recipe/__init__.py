@@ -7,14 +7,15 @@ from sparse_jax.recipe.config import (
     Pretrain,
     Prune,
     Recipe,
-    ReportConfig,
     Stage,
 )
 from sparse_jax.recipe.prune_job import PruneJob
 from sparse_jax.recipe.pruning import run_prune
+from sparse_jax.recipe.report_config import Comparison, ReportConfig
 from sparse_jax.recipe.run import run
 
 __all__ = [
+    "Comparison",
     "Export",
     "Init",
     "OneShot",

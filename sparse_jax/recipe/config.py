@@ -8,6 +8,7 @@ from sparse_jax.evaluate import EvaluateConfig
 from sparse_jax.mesh import MeshConfig
 from sparse_jax.models import Compute, LlamaConfig
 from sparse_jax.prune import PruneConfig
+from sparse_jax.recipe.report_config import ReportConfig
 from sparse_jax.sparsity import Pattern
 from sparse_jax.sparsity.adapters import LowRankConfig
 from sparse_jax.train import (
@@ -141,21 +142,6 @@ class Export:
 
 
 Stage = Init | Pretrain | Prune | OneShot | Export
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ReportConfig:
-    """What the report adds to the measurements.
-
-    Attributes:
-      machine: name in `sparse_jax.dataflow`; simulates what the final model's masks
-        would gain there. None = no simulation.
-      scale_to: size in `sparse_jax.models.sizes` to simulate as well, with masks drawn
-        at the final model's sparsity; None = none.
-    """
-
-    machine: str | None = None
-    scale_to: str | None = "llama2_7b"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

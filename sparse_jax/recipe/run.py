@@ -143,6 +143,8 @@ def _report(
         "tokens",
         "parameters",
         "domains",
+        "adapter_parameters",
+        "bits_per_weight",
         "seconds",
         "tokens_per_second",
         "training_flops_dense_equivalent",
@@ -174,6 +176,10 @@ def _report(
             name: result["layers"] for name, result in rows.items() if result["layers"]
         },
         "dataflow": simulations(recipe, directory),
+        "comparisons": [
+            {"question": c.question, "with": c.method, "without": c.baseline}
+            for c in recipe.report.comparisons
+        ],
     }
     return write_report(report, histories, directory)
 

@@ -25,6 +25,13 @@ JOBS = {
     "tensor": changed(
         mesh=MeshConfig(fsdp=2, tensor=4), accumulate=4, isolate_documents=True
     ),
+    "teacher": changed(
+        mask_mode="straight_through",
+        distill=train.DistillConfig(),
+        optimizer=train.OptimizerConfig(
+            pruned_decay=train.PrunedDecayConfig(rule="ast", peak=1e-5)
+        ),
+    ),
     "no remat": changed(
         mesh=MeshConfig(data=2, fsdp=2, tensor=2),
         compute=dataclasses.replace(JOB.compute, remat="none"),
@@ -70,18 +77,8 @@ def rematerialized():
 def step(job):
     """What XLA and the estimate say of a training step."""
     mesh = mesh_lib.make_mesh(job.mesh)
-    state = jobs.placed(jobs.abstract_state(job), mesh)
-    batch = jobs.placed(jobs.abstract_batch(job), mesh, batch=True)
     with jax.set_mesh(mesh):
-        program = train.train_step.lower(
-            state,
-            batch,
-            1e-4,
-            None,
-            loss=job.loss(),
-            optimizer=job.optimizer,
-            accumulate=job.accumulate,
-        ).compile()
+        program = jobs.lower(job, mesh).compile()
     found = program.memory_analysis()
     estimate = memory.estimate(job)
     sent, _ = collectives.collectives(program.as_text(), 8)
