@@ -2,6 +2,7 @@
 
 from sparse_jax.report.dataflow import dataflow_files, dataflow_summary
 from sparse_jax.report.gap import add_gaps, is_control, relative_gap
+from sparse_jax.report.headline import summary
 from sparse_jax.report.markdown import markdown
 from sparse_jax.report.pruning import (
     PRUNE_REPORT,
@@ -9,7 +10,6 @@ from sparse_jax.report.pruning import (
     pruning_report,
     pruning_summary,
 )
-from sparse_jax.report.text import summary
 from sparse_jax.report.writer import write_report
 
 __all__ = [

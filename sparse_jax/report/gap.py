@@ -1,7 +1,10 @@
 """The gap to the dense control: what sparsity costs at equal data."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from sparse_jax.report.names import parse
 
 Row = Mapping[str, Any]
 
@@ -27,8 +30,11 @@ def is_control(name: str) -> bool:
 def add_gaps(models: Sequence[Row]) -> list[dict[str, Any]]:
     """Gives every model its `gap`: per domain, to the control at the same tokens.
 
-    A model has a gap of None where no control was evaluated at exactly its cumulative
-    tokens on that domain; controls have none themselves.
+    A row of one of several seeds (`_seed1` at the end of its name) is held against the
+    control of its seed, or the first one where its seed has none; a row without a seed
+    against the mean loss of the controls of all seeds, where there are several. A model
+    has a gap of None where no control was evaluated at exactly its cumulative tokens on
+    that domain; controls have none themselves.
 
     Args:
       models: rows with `name`, `tokens` and `domains` (see `write_report`).
@@ -49,11 +55,14 @@ def add_gaps(models: Sequence[Row]) -> list[dict[str, Any]]:
     def gap(row: Row, domain: str, loss: int | float | None) -> float | None:
         if is_control(row["name"]) or row.get("tokens") is None or loss is None:
             return None
-        for control in controls:
-            reference = control.get("domains", {}).get(domain, {}).get("loss")
-            if control.get("tokens") == row["tokens"] and reference:
-                return relative_gap(loss, reference)
-        return None
+        losses = [
+            (parse(control["name"]).seed, control["domains"][domain]["loss"])
+            for control in controls
+            if control.get("tokens") == row["tokens"]
+            and control.get("domains", {}).get(domain, {}).get("loss")
+        ]
+        reference = _reference(parse(row["name"]).seed, losses)
+        return None if reference is None else relative_gap(loss, reference)
 
     return [
         dict(row)
@@ -65,3 +74,15 @@ def add_gaps(models: Sequence[Row]) -> list[dict[str, Any]]:
         }
         for row in models
     ]
+
+
+def _reference(
+    seed: int | None, losses: Sequence[tuple[int | None, int | float]]
+) -> int | float | None:
+    """The loss to hold a row of this seed against, of (seed, loss) of the controls."""
+    if not losses:
+        return None
+    if seed is None:
+        seeded = [loss for found, loss in losses if found is not None]
+        return statistics.fmean(seeded) if len(seeded) > 1 else losses[0][1]
+    return next((loss for found, loss in losses if found == seed), losses[0][1])

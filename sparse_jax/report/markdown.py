@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sparse_jax.report import comparison_tables
 from sparse_jax.report.dataflow_tables import headline as headline_on_machine
 from sparse_jax.report.dataflow_tables import speedup_table
+from sparse_jax.report.headline import headline
 from sparse_jax.report.text import (
     MISSING,
     Number,
@@ -12,7 +14,6 @@ from sparse_jax.report.text import (
     count,
     domains,
     duration,
-    headline,
     loss_of,
     number,
     percent,
@@ -28,6 +29,7 @@ def markdown(report: Report, plots: Mapping[str, str]) -> str:
     """
     sections = [
         f"# {report.get('name', 'run')}\n\n{headline(report)}",
+        _comparison(report.get("comparison")),
         _quality(report.get("models", [])),
         _cost(report.get("models", [])),
         _one_shot(report),
@@ -57,6 +59,16 @@ def table(
     """
     rule = [":--", *[":--" if words else "--:"] * (len(header) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *rows))
+
+
+def _comparison(comparison: Report | None) -> str:
+    """The methods of every pattern, by their gap, and what their parts bring."""
+    if not comparison:
+        return ""
+    parts = ["## Methods compared"]
+    for title, rows in comparison_tables.tables(comparison).items():
+        parts += [f"### {title}", table(*rows)]
+    return "\n\n".join([*parts, comparison_tables.DEFINITIONS])
 
 
 def _quality(models: Sequence[Report]) -> str:

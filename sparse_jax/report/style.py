@@ -18,7 +18,9 @@ from sparse_jax.report.text import Report
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 CONTROL = "#000000"
+LINES = ("-", "-.", ":")  # of the first, second and third round of colours
 MARKERS = ("o", "s", "^", "D", "v", "P")
+ACRONYMS = {word.lower(): word for word in ("AST", "CAST", "DPF", "KD", "SLoRB")}
 STYLE = {
     "axes.axisbelow": True,
     "axes.grid": True,
@@ -40,9 +42,23 @@ def panels(
     number: int, *, width: int | float = 3.3, height: int | float = 3.4, **options: Any
 ) -> tuple[Figure, list[Axes]]:
     """A row of axes on one figure, `width` inches each."""
-    figure = Figure(figsize=(width * number + 0.6, height))
+    figure, axes = grid(1, number, width=width, height=height, **options)
+    return figure, axes[0]
+
+
+def grid(
+    rows: int,
+    columns: int,
+    *,
+    width: int | float = 3.3,
+    height: int | float = 3.4,
+    **options: Any,
+) -> tuple[Figure, list[list[Axes]]]:
+    """Rows of axes on one figure, `width` by `height` inches each."""
+    figure = Figure(figsize=(width * columns + 0.6, height * rows))
     FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, number, squeeze=False, **options)[0])
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, [list(row) for row in axes]
 
 
 def legend(figure: Figure, axes: Sequence[Axes]) -> None:
@@ -91,18 +107,20 @@ def stage_style(stage: str, index: int) -> tuple[str, str]:
         return CONTROL, "--"
     if stage.startswith("small"):
         return COLOURS[5], "-"
-    return COLOURS[index % 5], "-"
+    return COLOURS[index % 5], LINES[index // 5 % len(LINES)]
 
 
 def words(name: str) -> str:
     """A name as it is said.
 
     Example:
-      >>> words("one_shot_50"), words("small_dense")
-      ('one-shot 50 %', 'small dense')
+      >>> words("one_shot_50"), words("small_dense"), words("ast_slorb_2of4")
+      ('one-shot 50 %', 'small dense', 'AST SLoRB 2of4')
     """
-    text = re.sub(r"_(\d+)$", r" \1 %", name.replace("one_shot", "one-shot"))
-    return text.replace("_", " ")
+    text = name.replace("one_shot", "one-shot").replace("sr_ste", "SR-STE")
+    text = re.sub(r"_(\d+)$", r" \1 %", text)
+    spoken = text.replace("_", " ").split(" ")
+    return " ".join(ACRONYMS.get(word, word) for word in spoken)
 
 
 def png(figure: Figure) -> bytes:

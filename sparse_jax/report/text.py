@@ -1,9 +1,7 @@
-"""Numbers and tables as text, and the summary that a run prints at its end."""
+"""Numbers and tables as text."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from sparse_jax.report.gap import is_control
 
 Report = Mapping[str, Any]
 Number = int | float
@@ -90,57 +88,3 @@ def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         ).rstrip()
         for line in lines
     )
-
-
-def headline(report: Report) -> str:
-    """The result in words: the last trained model against the dense control."""
-    models = report.get("models", [])
-    sparse = [
-        row
-        for row in models
-        if row.get("sparsity_pruned")
-        and not is_control(row["name"])
-        and not row["name"].startswith("one_shot")
-    ]
-    if not sparse:
-        return "No sparse model was trained."
-    last = sparse[-1]
-    what = f"{last['name']}: {percent(last['sparsity_pruned'])} of the pruned matrices"
-    if last.get("sparsity_total") is not None:
-        what += f" and {percent(last['sparsity_total'])} of all parameters"
-    gaps = {k: v for k, v in last.get("gap", {}).items() if v is not None}
-    if not gaps:
-        return f"{what} are zero; no dense control was evaluated at its tokens."
-    words = [
-        f"{abs(100 * gap):.2f} % {'above' if gap >= 0 else 'below'} it on {domain}"
-        for domain, gap in gaps.items()
-    ]
-    return (
-        f"{what} are zero. Against the dense control at the same "
-        f"{count(last.get('tokens'))} tokens, its held-out loss is "
-        f"{' and '.join(words)}."
-    )
-
-
-def summary(report: Report) -> str:
-    """The table and the sentence that a run prints at its end.
-
-    Args:
-      report: see `write_report`; missing entries print as a dash.
-    """
-    models = report.get("models", [])
-    header = ["model", "sparsity", "tokens"]
-    for domain in domains(models):
-        header += [f"{domain} loss", "gap"]
-    header.append("time")
-    rows = []
-    for row in models:
-        cells = [row["name"], percent(row.get("sparsity_pruned"))]
-        cells.append(count(row.get("tokens")))
-        for domain in domains(models):
-            cells.append(number(loss_of(row, domain)))
-            cells.append(percent(row.get("gap", {}).get(domain), "+.2f"))
-        cells.append(duration(row.get("seconds")))
-        rows.append(cells)
-    table = plain_table(header, rows) if rows else "No model was evaluated."
-    return f"{report.get('name', 'run')}\n\n{table}\n\n{headline(report)}"

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparse_jax.files import write_file
+from sparse_jax.report.comparison import compare
 from sparse_jax.report.gap import add_gaps
 from sparse_jax.report.markdown import markdown
 from sparse_jax.report.plots import draw_plots
@@ -30,13 +31,16 @@ def write_report(
         corpus, data, model, calibration, evaluation: facts, listed as they are;
         models: rows of name, sparsity_pruned, sparsity_total, tokens (cumulative),
           domains {domain: {loss, perplexity, bits_per_byte, tokens, bytes}}, gap
-          (added where it is missing), seconds, tokens_per_second,
+          (added where it is missing), bits_per_weight, seconds, tokens_per_second,
           training_flops_dense_equivalent, training_flops_nonzero;
         one_shot: rows of method, sparsity, domains;
         layers: {model name: rows of path, layer, sparsity};
+        comparisons: questions about methods, see `compare`; the answers and the means
+          over seeds are added as `comparison`;
         dataflow: of `sparse_jax.dataflow.sweep`, with the name of the `model`.
       histories: rows of `train.metrics` by stage, `tokens` cumulative; those whose name
-        begins with `dense_control` are the control's.
+        begins with `dense_control` are the control's. Names of stages and models are
+        taken apart as <method>[_<pattern>][_seed<N>], see `names.parse`.
       directory: where the files go; made if it is missing.
 
     Returns:
@@ -59,7 +63,11 @@ def write_report(
 
 def complete(report: Mapping[str, Any]) -> dict[str, Any]:
     """The report as plain JSON data with its gaps; NaN and infinities become null."""
-    for section, keys in (("models", ("name",)), ("one_shot", ("method", "sparsity"))):
+    for section, keys in (
+        ("models", ("name",)),
+        ("one_shot", ("method", "sparsity")),
+        ("comparisons", ("question", "with", "without")),
+    ):
         for index, row in enumerate(report.get(section, [])):
             for key in keys:
                 if row.get(key) is None:
@@ -74,6 +82,9 @@ def complete(report: Mapping[str, Any]) -> dict[str, Any]:
             row if row.get("gap") else full
             for row, full in zip(values["models"], with_gaps, strict=True)
         ]
+        found = compare(values["models"], values.get("comparisons", []))
+        if found is not None:
+            values["comparison"] = found
     return values
 
 

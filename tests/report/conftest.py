@@ -1,15 +1,21 @@
-"""A fabricated report and its histories, as fixtures."""
+"""Fabricated reports and their histories, as fixtures."""
 
 import importlib.util
 import pathlib
 
 import pytest
 
-_spec = importlib.util.spec_from_file_location(
-    "fabricated", pathlib.Path(__file__).with_name("fabricated.py")
-)
-fabricated = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(fabricated)
+
+def _load(name):
+    path = pathlib.Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+fabricated = _load("fabricated")
+fabricated_methods = _load("fabricated_methods")
 
 
 @pytest.fixture
@@ -20,3 +26,9 @@ def report():
 @pytest.fixture(scope="session")
 def histories():
     return fabricated.histories()
+
+
+@pytest.fixture(scope="session")
+def ablation():
+    """Report and histories of methods by patterns by two seeds."""
+    return fabricated_methods.ablation(seeds=2, every=100_000)

@@ -7,7 +7,14 @@ import re
 import numpy as np
 import pytest
 
-from sparse_jax.report import add_gaps, markdown, relative_gap, summary, write_report
+from sparse_jax.report import (
+    add_gaps,
+    markdown,
+    relative_gap,
+    summary,
+    training_plots,
+    write_report,
+)
 from sparse_jax.report import plots as plots_module
 from sparse_jax.report.curves import gap_curve, loss_curve, running_mean
 from sparse_jax.types import InputError
@@ -231,8 +238,8 @@ def test_running_mean_keeps_lines():
 def test_every_panel_is_labelled(report, histories):
     report["models"] = add_gaps(report["models"])
     for draw in (
-        plots_module._draw_loss,
-        plots_module._draw_gap,
+        training_plots.draw_loss,
+        training_plots.draw_gap,
         plots_module._draw_one_shot,
         plots_module.draw_sparsity,
     ):
