@@ -51,7 +51,12 @@ def get_config(arg: str | None = None):
 
 
 def stages(
-    steps: int, peak: float, control_peak: float, warmup_steps: int, **method
+    steps: int,
+    peak: float,
+    fixed_peak: float,
+    control_peak: float,
+    warmup_steps: int,
+    **method,
 ) -> dict:
     """The dense parent, its sparse children, and the control."""
     schedule = {"steps": steps, "warmup_steps": warmup_steps}
@@ -68,7 +73,7 @@ def stages(
         "dense": Pretrain(),
         "one_shot": Prune(parent="dense", pattern="2:4", sparsity=0.5),
         "dense_control": control,
-        "fixed_mask": dataclasses.replace(control, parent="one_shot"),
+        "fixed_mask": Pretrain(parent="one_shot", peak=fixed_peak, **schedule),
         "ast": ast,
         "ast_slorb": dataclasses.replace(ast, low_rank=LowRankConfig(group=16)),
         "export": Export(parent="ast"),
@@ -80,7 +85,8 @@ def embedded() -> Recipe:
     chain = stages(
         steps=400,
         peak=2.5e-4,
-        control_peak=2.5e-4,
+        fixed_peak=5e-4,
+        control_peak=1.25e-4,
         warmup_steps=0,
         distill=DistillConfig(ce_weight=1 / 3, kl_weight=2 / 3, temperature=2.0),
         pruned_decay=PrunedDecayConfig(rule="ast", peak=2e-2, rise_steps=100),
@@ -124,6 +130,7 @@ def llama2_7b() -> Recipe:
     chain = stages(
         steps=15_000,
         peak=2e-5,
+        fixed_peak=2e-5,
         control_peak=2e-5,
         warmup_steps=500,
         distill=DistillConfig(ce_weight=1.0, kl_weight=0.5, temperature=2.0),

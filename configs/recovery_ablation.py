@@ -84,10 +84,10 @@ def methods(steps: int) -> dict[str, Method]:
     dense = {"mode": "dense"}
     return {
         "fixed_mask": Method(peak=5e-4, pruned=True),
-        "fixed_mask_kd": Method(peak=1e-3, pruned=True, kd=True),
+        "fixed_mask_kd": Method(peak=2e-3, pruned=True, kd=True),
         "sr_ste": Method(peak=1e-3, decay=decay("sr_ste", 2e-2)),
         "dpf": Method(peak=5e-4),
-        "gradual_magnitude": Method(peak=5e-4, adaptive=ramp),
+        "gradual_magnitude": Method(peak=1e-3, adaptive=ramp),
         "ast": Method(peak=2.5e-4, kd=True, decay=anneal),
         "ast_no_kd": Method(peak=2.5e-4, variant=True, decay=anneal),
         "ast_static": Method(peak=2.5e-4, variant=True, kd=True, decay=static),
@@ -102,7 +102,7 @@ def methods(steps: int) -> dict[str, Method]:
             fields={"teacher": "dense_control"},
         ),
         "cast": Method(
-            peak=2.5e-4,
+            peak=5e-4,
             kd=True,
             decay=decay("cast", 2e-2),
             adaptive=dense,
@@ -111,7 +111,7 @@ def methods(steps: int) -> dict[str, Method]:
     }
 
 
-CONTROL_PEAK = 2.5e-4
+CONTROL_PEAK = 1.25e-4
 TRIED = (0.5, 1.0, 2.0)  # times the peak that was chosen
 
 QUESTIONS = (

@@ -6,6 +6,7 @@ Parameters are a plain nested dict; layers are stacked on axis 0 and scanned. Th
 never sees masks: a caller applies them to the parameters (`sparsity.masks.apply`).
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -48,6 +49,12 @@ def init(key: jax.Array, config: LlamaConfig) -> Params:
 
 def abstract_params(config: LlamaConfig) -> Params:
     """Shapes and dtypes of the parameters, nothing allocated."""
+    # A tree of its own for every caller, traced once.
+    return jax.tree.map(lambda leaf: leaf, _abstract_params(config))
+
+
+@functools.cache
+def _abstract_params(config: LlamaConfig) -> Params:
     return jax.eval_shape(lambda key: init(key, config), jax.random.key(0))
 
 

@@ -110,7 +110,8 @@ def estimated_traffic(job: Job) -> float:
     """Bytes between a device's main memory and its chip in a step, by arithmetic.
 
     Its passes (forward, again, backward; a teacher's forward) read what they multiply
-    and write the result; the optimizer reads weights, gradients, moments and masks and writes three.
+    and write the result; the optimizer reads weights, gradients, moments and masks and
+    writes three.
     """
     c, size, tensor = job.model, _itemsize(job), job.mesh.tensor
     passes = (3 if job.compute.remat == "block" else 2) + job.runs_teacher

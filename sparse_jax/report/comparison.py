@@ -32,7 +32,8 @@ def compare(
         gap_sd};
       answers: question, with, without, pattern, tokens of both, domains {domain: runs,
         difference of the losses, standard_error, answer}.
-      None where no group has two seeds, nor three methods the same tokens.
+      None where nothing is asked, no group has two seeds, and no three methods the same
+      tokens.
     """
     rows = [row for row in models if not row["name"].startswith("small")]
     groups: dict[tuple[str, Number | None], list[Report]] = {}
@@ -40,7 +41,7 @@ def compare(
         key = (parse(row["name"]).group, row.get("tokens"))
         groups.setdefault(key, []).append(row)
     sparse = [tokens for name, tokens in groups if not is_control(name)]
-    if not (
+    if not questions and not (
         any(len(members) > 1 for members in groups.values())
         or any(sparse.count(tokens) > 2 for tokens in sparse if tokens is not None)
     ):

@@ -28,6 +28,17 @@ def environment(**extra):
     return os.environ | {"JAX_PLATFORMS": "cpu"} | extra
 
 
+def compiled_once(folder):
+    """Variables with which launchers of one test take each other's compiled programs.
+
+    Not for two that run at the same time: JAX writes these files in place.
+    """
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(folder),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
 LIMITED = """
 import os, resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
@@ -35,14 +46,14 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-def launch(name, *arguments, file_limit=None):
+def launch(name, *arguments, file_limit=None, **variables):
     """Runs a launcher to its end; no file may grow beyond `file_limit` bytes."""
     limited = [sys.executable, "-c", LIMITED, str(file_limit)] if file_limit else []
     return subprocess.run(
         [*limited, *command(name, *arguments)],
         capture_output=True,
         text=True,
-        env=environment(),
+        env=environment(**variables),
     )
 
 
@@ -56,7 +67,7 @@ def error_of(done):
     return lines[0].removeprefix("error: ")
 
 
-def kill_when(moment, name, *arguments, after=0.0, limit=300):
+def kill_when(moment, name, *arguments, after=0.0, limit=300, **variables):
     """Starts a launcher and kills it with -9 `after` seconds past a moment.
 
     Returns:
@@ -66,7 +77,7 @@ def kill_when(moment, name, *arguments, after=0.0, limit=300):
         command(name, *arguments),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=environment(),
+        env=environment(**variables),
     ) as process:
         until = time.monotonic() + limit
         while not moment() and process.poll() is None and time.monotonic() < until:

@@ -19,6 +19,7 @@ from tests.launch.helpers import (
     CONFIGS,
     LAUNCH,
     TINY,
+    compiled_once,
     environment,
     error_of,
     kill_when,
@@ -294,19 +295,22 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
     config.write_text(TINY.format(corpus=str(corpus)) + ONLY_DENSE)
     stage = tmp_path / "run" / "dense"
     arguments = (f"--config={config}", f"--workdir={tmp_path / 'run'}")
-    assert kill_when((stage / "checkpoints" / "2").exists, "train", *arguments)
+    variables = compiled_once(tmp_path / "compiled")
+    saved = stage / "checkpoints" / "2"
+    assert kill_when(saved.exists, "train", *arguments, **variables)
     checkpoints = [
         p.name for p in (stage / "checkpoints").iterdir() if p.name.isdigit()
     ]
 
     # Files of a checkpoint are larger than this, everything before them smaller.
-    done = launch("train", *arguments, file_limit=60_000)
+    never = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9"}  # read, not written
+    done = launch("train", *arguments, file_limit=60_000, **variables | never)
     sentence = error_of(done)
     assert sentence.startswith(str(stage / "checkpoints"))
     assert "cannot be written (File too large); put it right" in sentence
     assert {*checkpoints} <= {p.name for p in (stage / "checkpoints").iterdir()}
 
-    assert launch("train", *arguments).returncode == 0
+    assert launch("train", *arguments, **variables).returncode == 0
     assert (tmp_path / "run" / "report.md").exists()
 
 

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from sparse_jax import io
-from tests.launch.helpers import CONFIGS, TINY, kill_when, launch
+from tests.launch.helpers import CONFIGS, TINY, compiled_once, kill_when, launch
 from tests.recipe.helpers import STAGES, assert_same, write_corpus
 
 
@@ -14,7 +14,7 @@ def has_lines(path, count):
     return lambda: path.exists() and len(path.read_text().splitlines()) >= count
 
 
-def kill_then_finish(moments, workdir, *arguments):
+def kill_then_finish(moments, workdir, *arguments, **variables):
     """One kill per moment, each in another kind of work, then a run to the end."""
     rng = random.Random(1)
     for moment in moments:
@@ -24,9 +24,10 @@ def kill_then_finish(moments, workdir, *arguments):
             *arguments,
             f"--workdir={workdir}",
             after=rng.uniform(0, 0.05),
+            **variables,
         )
         assert not (workdir / "report.json").exists()
-    done = launch("train", *arguments, f"--workdir={workdir}")
+    done = launch("train", *arguments, f"--workdir={workdir}", **variables)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -41,7 +42,8 @@ def config(tmp_path_factory):
 
 def test_killed_and_started_again(config, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = launch("train", config, f"--workdir={whole}")
+    variables = compiled_once(tmp_path / "compiled")
+    done = launch("train", config, f"--workdir={whole}", **variables)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == [*STAGES]
@@ -50,7 +52,7 @@ def test_killed_and_started_again(config, tmp_path):
         has_lines(killed / "dense" / "metrics.jsonl", 3),
         (killed / "one_shot_70" / "stage.json").exists,
     )
-    done = kill_then_finish(moments, killed, config)
+    done = kill_then_finish(moments, killed, config, **variables)
     # What was finished before the last kill is not done again.
     assert "trained_50" not in done.stderr
     assert_same(killed, whole)
@@ -58,7 +60,7 @@ def test_killed_and_started_again(config, tmp_path):
     assert io.resolve(killed).masks is not None
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # and every process compiles for itself
 def test_the_smoke_recipe_killed_in_every_kind_of_work(tmp_path):
     config = f"--config={CONFIGS / 'sparse70.py'}:smoke"
     whole, killed = tmp_path / "whole", tmp_path / "killed"
