@@ -15,6 +15,7 @@ from sparse_jax import mesh as mesh_lib
 from sparse_jax.train.adaptive import Adaptive, Change, refresh
 from sparse_jax.train.adaptive import summary as adaptive_summary
 from sparse_jax.train.checkpoint import Checkpoints
+from sparse_jax.train.compilations import compilations
 from sparse_jax.train.config import TrainConfig
 from sparse_jax.train.divergence import LossWatch, TrainingDiverged
 from sparse_jax.train.losses import Loss
@@ -237,7 +238,7 @@ class _Run:
 
     def _check_compilations(self, steps: int, before: int | None) -> int | None:
         """Fails when a step after the first two has compiled again."""
-        found = _compilations() if steps >= 2 else None
+        found = compilations("train_step") if steps >= 2 else None
         if before is not None and found != before:
             raise AssertionError(
                 f"{self._name}: the training step compiled inside the loop"
@@ -281,9 +282,3 @@ class _Run:
         state = dataclasses.replace(state, data=np.int32(data))
         rollbacks = [*self._rollbacks, row]
         return state, meta | {"seconds": self.seconds(), "rollbacks": rollbacks}
-
-
-def _compilations() -> int:
-    """How often the training step has been compiled in this process."""
-    # JAX counts them, but not in its public interface.
-    return train_step._cache_size()  # pyrefly: ignore[missing-attribute]
