@@ -4,6 +4,9 @@ import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the suite is compilation, of programs that run once. `=0` in the environment
+# runs it on the code that users run.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # Before anything of the package is imported: check jaxtyping's shapes at run time.
 from jaxtyping import install_import_hook

@@ -49,7 +49,9 @@ def stop_at_every(monkeypatch, every, *, after):
     return calls
 
 
-@pytest.mark.parametrize(("every", "after"), [(7, False), (9, True)])
+@pytest.mark.parametrize(
+    ("every", "after"), [(7, False), pytest.param(9, True, marks=pytest.mark.slow)]
+)
 def test_a_run_stopped_again_and_again_ends_bit_equal(
     finished, recipe, tmp_path, monkeypatch, every, after
 ):
