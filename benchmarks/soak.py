@@ -72,7 +72,7 @@ def get_config():
         dataclasses.replace(recipe, data=data, train=train, stages=stages)
     )
 """
-STEPS, EVERY = 60, 8  # of every training stage, and between its checkpoints
+STEPS, EVERY = 32, 8  # of every training stage, and between its checkpoints
 
 
 class Soak:

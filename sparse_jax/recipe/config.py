@@ -85,6 +85,11 @@ class Pretrain:
                 "pruned_decay pulls weights whose masks may still change; set "
                 "adaptive, with a mode other than 'fixed'"
             )
+        if self.low_rank and self.adaptive and self.adaptive.mode == "dense":
+            raise InputError(
+                "low_rank stands in for pruned weights, which adaptive.mode 'dense' "
+                "still uses; set the mode to 'straight_through', or leave low_rank out"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -83,8 +83,8 @@ def running_mean(values: Float[np.ndarray, " n"], size: int) -> Float[np.ndarray
     return np.array([values[i - h : i + h + 1].mean() for i, h in enumerate(half)])
 
 
-def mean_curve(curves: Sequence[Curve]) -> Curve:
-    """Mean of several curves at the tokens that all of them have.
+def mean_curve(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> Curve:
+    """Mean of several curves, of any lengths, at the tokens that all of them have.
 
     Example:
       >>> first = np.array([1.0, 2.0, 3.0]), np.array([0.1, 0.2, 0.3])

@@ -26,8 +26,8 @@ def compilations(name: str) -> int:
     return _counts[f"jit({name})"]
 
 
-def _note(event: str, seconds: float, **facts: Any) -> None:
-    del seconds
+def _note(event: str, duration_secs: float, **facts: Any) -> None:
+    del duration_secs
     if event == _EVENT:
         _counts[str(facts.get("fun_name"))] += 1
 

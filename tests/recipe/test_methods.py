@@ -136,6 +136,10 @@ def test_the_report_answers_its_question(done):
     [
         ({"teacher": None}, "teacher and distill belong together"),
         ({"adaptive": None}, "pruned_decay pulls weights whose masks may still change"),
+        (
+            {"adaptive": AdaptiveConfig(mode="dense")},
+            "low_rank stands in for pruned weights, which adaptive.mode 'dense'",
+        ),
     ],
 )
 def test_contradictions_are_named(fields, message):
