@@ -149,6 +149,7 @@ def llama2_7b() -> Recipe:
         mesh=MeshConfig(fsdp=64),
         data=DataConfig(sources=sources, vocab_size=32_000),
         train=TrainConfig(
+            steps=round(2e12 / (128 * 4096)),  # of a dense model without --config.init
             batch_size=128,
             seq_len=4096,
             optimizer=OptimizerConfig(weight_decay=0.0),
