@@ -177,7 +177,8 @@ def tune() -> Recipe:
                 continue
             tried = dataclasses.replace(method, peak=factor * method.peak)
             stages[f"{key}_{rate(tried.peak)}"] = retrain(tried, name, pattern, None)
-    return recipe("recovery_ablation_tune", stages)
+    found = recipe("recovery_ablation_tune", stages)
+    return dataclasses.replace(found, report=ReportConfig())
 
 
 def rate(peak: float) -> str:
