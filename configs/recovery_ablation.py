@@ -12,7 +12,7 @@ Masks are 2:4 and 70 % unstructured; three seeds draw the order of the data.
     python launch/train.py --config=configs/recovery_ablation.py:tune
         The trials behind the learning rates: three for each method, one seed, 2:4.
     python launch/train.py --config=configs/recovery_ablation.py:smoke
-        All stages for a few steps; its numbers mean nothing.
+        All stages for a few steps, two seeds; its numbers mean nothing.
 
 Rows: `one_shot` (SparseGPT), `fixed_mask` (the main paper's recipe, arXiv 2405.03594),
 `fixed_mask_kd`, `sr_ste` (2102.04010), `dpf` (2006.07253), `gradual_magnitude`
@@ -75,8 +75,8 @@ def decay(rule, peak, rise_steps=0):
 
 
 def methods(steps: int) -> dict[str, Method]:
-    # lambda is tuned like the learning rate: the papers' suits weights and gradients of
-    # other sizes.
+    # lambda comes from a coarse search on one seed; the papers' suits weights and
+    # gradients of other sizes.
     anneal = decay("ast", 2e-2, steps // 4)
     static = decay("ast", 2e-2)
     ramp = {"mode": "fixed", "ramp_steps": steps // 2}
