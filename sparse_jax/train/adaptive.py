@@ -75,8 +75,10 @@ class AdaptiveConfig:
 
     def check(self, steps: int) -> None:
         """Raises InputError unless ramp and freeze fit into `steps` of training."""
-        last = steps if self.freeze_at is None else min(self.freeze_at, steps)
-        if self.ramp_steps > last:
+        # Nothing is drawn after the last step: no step would train such masks.
+        last = steps - 1 if self.freeze_at is None else min(self.freeze_at, steps - 1)
+        full = max(self.every, self._ramp_end)  # the draw with all of the sparsity
+        if self.ramp_steps and full > last:
             raise InputError(
                 f"adaptive.ramp_steps = {self.ramp_steps} ends after the masks' last "
                 f"step, {last}; lower it or train longer"
@@ -91,9 +93,12 @@ class AdaptiveConfig:
         """The sparsity of masks drawn after `step` steps that end at `final`."""
         if not self.ramp_steps:
             return final
-        # The draw that is the last one before the end of the ramp has all of it.
-        end = max(1, self.ramp_steps - self.ramp_steps % self.every)
-        return float(schedule.cubic(step, final=final, begin=0, end=end))
+        return float(schedule.cubic(step, final=final, begin=0, end=self._ramp_end))
+
+    @property
+    def _ramp_end(self) -> int:
+        """The last draw within the ramp, which has all of the sparsity."""
+        return max(1, self.ramp_steps - self.ramp_steps % self.every)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -161,7 +161,7 @@ def test_contradictions_are_named(fields, message):
         ),
         (
             {"adaptive": AdaptiveConfig(ramp_steps=9)},
-            "adaptive.ramp_steps = 9 ends after the masks' last step, 4",
+            "adaptive.ramp_steps = 9 ends after the masks' last step, 3",
         ),
     ],
 )

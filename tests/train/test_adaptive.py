@@ -236,3 +236,11 @@ def test_a_ramp_must_end_before_the_masks_freeze():
     config = AdaptiveConfig(ramp_steps=8, freeze_at=6)
     with pytest.raises(InputError, match="ramp_steps = 8 ends after the masks' last"):
         config.check(100)
+
+
+def test_a_ramp_ends_before_the_last_step():
+    """Masks are not drawn after it, so they would never have all of the sparsity."""
+    config = AdaptiveConfig(every=10, ramp_steps=40)
+    config.check(41)
+    with pytest.raises(InputError, match=r"ramp_steps = 40 ends after .* step, 39;"):
+        config.check(40)
