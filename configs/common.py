@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from sparse_jax import schema
 from sparse_jax.data import DataConfig, SourceConfig
 from sparse_jax.mesh import MeshConfig
 from sparse_jax.models import Compute, sizes
@@ -180,7 +181,7 @@ def pick(variants: dict[str | None, Any], name: str | None) -> Any:
 def to_config(value: Any) -> ConfigDict:
     """The ConfigDict of a dataclass; flags can set fields that are None, too."""
     config = ConfigDict(convert_dict=False)
-    kind = getattr(type(value), "kind", None)
+    kind = schema.kind_of(type(value))
     if kind is not None:
         config.kind = kind
     hints = typing.get_type_hints(type(value))

@@ -9,6 +9,10 @@ same batches with the same schedules, and one-shot pruning by three solvers.
         Gap to the dense control with Python 3.11: 0.52 % on code, 0.55 % on prose.
     python launch/train.py --config=configs/sparse70.py:smoke
         The same stages in under a minute, for CI; its numbers mean nothing.
+    python launch/train.py --config=configs/sparse70.py:best
+        What recovers most at 70 %, 80 %, 90 % and 5:16, and what each part of it adds
+        to the fixed-mask recipe, three seeds; `:best_tune` has the trials behind the
+        learning rates.
     python launch/train.py --config=configs/sparse70.py:llama2_7b \
         --config.init=DIR --config.data.sources.web.path=... \
         --config.data.sources.python.path=...
@@ -20,11 +24,18 @@ same batches with the same schedules, and one-shot pruning by three solvers.
 the 70 % sparse one has non-zeros, trained on as many tokens.
 """
 
-from configs import common
+import dataclasses
+from typing import Any
+
+from configs import common, recovery
+from configs.recovery import Method
+from sparse_jax.prune import AllocationConfig
+from sparse_jax.recipe import Recipe
 
 
 def get_config(arg: str | None = None):
     variants = {None: embedded, "smoke": smoke}
+    variants |= {"best": best, "best_tune": best_tune, "best_smoke": best_smoke}
     variants |= {"llama2_7b": llama2_7b, "llama2_70b": llama2_70b}
     return common.to_config(common.pick(variants, arg)())
 
@@ -60,3 +71,79 @@ def paper_retrain(peak: float):
         common.Retrain(sparsity=0.5, steps=common.tokens_to_steps(45e9), **rates),
         common.Retrain(sparsity=0.7, steps=common.tokens_to_steps(100e9), **rates),
     )
+
+
+BEST_PEAKS = {
+    "u70": {"fixed_mask": 1e-3, "fixed_mask_kd": 2e-3, "best": 2e-3},
+    "u80": {"fixed_mask": 2e-3, "fixed_mask_kd": 2e-3, "best": 2e-3},
+    "u90": {"fixed_mask": 4e-3, "fixed_mask_kd": 4e-3, "best": 4e-3},
+    "5of16": {"fixed_mask": 1e-3, "fixed_mask_kd": 2e-3, "best": 2e-3},
+}
+
+
+def best_setting(name: str, *, allocated: bool, steps: int) -> recovery.Setting:
+    """The fixed-mask recipe, and what is added to it, one thing after the other."""
+    logits = dataclasses.replace(recovery.KD, temperature=1.0)
+    both = dataclasses.replace(logits, feature_weight=0.3)
+    methods = {
+        "fixed_mask": Method(rate="fixed_mask", start="one_shot"),
+        "fixed_mask_kd": Method(rate="fixed_mask_kd", start="one_shot", distill=logits),
+        "plus_features": Method(rate="best", start="one_shot", distill=both),
+        "plus_admm": Method(rate="best", start="admm", distill=both),
+    }
+    starts: dict[str, Any] = {"one_shot": {}, "admm": {"solver": "admm"}}
+    if allocated:
+        spread = {"solver": "admm", "allocation": AllocationConfig(kind="output")}
+        methods["plus_allocation"] = Method(rate="best", start="spread", distill=both)
+        starts["spread"] = spread
+    methods["best"] = Method(
+        rate="best",
+        start=list(starts)[-1],
+        distill=both,
+        decay=recovery.decay("sr_ste", 2e-2),
+        adaptive={"sparsity": None},
+    )
+    return recovery.Setting(
+        base=recovery.embedded(name),
+        steps=steps,
+        methods=methods,
+        control_peak=1.25e-4,
+        peaks=BEST_PEAKS,
+        starts=starts,
+    )
+
+
+def best(steps=recovery.STEPS, seeds=(0, 1, 2)) -> Recipe:
+    spread, plain = (
+        best_setting("sparse70_best", allocated=allocated, steps=steps)
+        for allocated in (True, False)
+    )
+    ends = ("fixed_mask", "fixed_mask_kd", "best")
+    stages = recovery.compared(spread, ("u70", "u90"), seeds)
+    stages |= recovery.compared(spread, ("u80",), seeds, ends)
+    stages |= recovery.compared(plain, ("5of16",), seeds, ends)
+    return recovery.recipe(spread, stages, BEST_QUESTIONS)
+
+
+def best_tune() -> Recipe:
+    steps = recovery.STEPS
+    spread, plain = (
+        best_setting("sparse70_best_tune", allocated=allocated, steps=steps)
+        for allocated in (True, False)
+    )
+    stages = recovery.tuned(spread, ("u70", "u80", "u90"))
+    return recovery.recipe(spread, stages | recovery.tuned(plain, ("5of16",)))
+
+
+def best_smoke() -> Recipe:
+    return recovery.shortened(best(steps=20, seeds=(0, 1)))
+
+
+BEST_QUESTIONS = (
+    recovery.asks("Does a teacher help?", "fixed_mask_kd", "fixed_mask"),
+    recovery.asks("Do its features help?", "plus_features", "fixed_mask_kd"),
+    recovery.asks("Does ADMM help?", "plus_admm", "plus_features"),
+    recovery.asks("Does uneven sparsity help?", "plus_allocation", "plus_admm"),
+    recovery.asks("Do moving masks help?", "best", "plus_allocation"),
+    recovery.asks("What does all of it bring?", "best", "fixed_mask"),
+)

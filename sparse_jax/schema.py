@@ -43,7 +43,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # pyrefly: ignore[bad-argument-type]
     for name in values:
-        if name not in fields and not (name == "kind" and hasattr(cls, "kind")):
+        if name not in fields and not (name == "kind" and kind_of(cls) is not None):
             raise InputError(unknown_field(where, name, fields))
     arguments = {
         name: convert(hints[name], values[name], f"{where}.{name}")
@@ -60,6 +60,19 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
     if missing:
         raise InputError(f"{where}.{missing[0]} is missing and has no default; set it")
     return cls(**arguments)
+
+
+def kind_of(cls: type) -> str | None:
+    """The `kind` class variable that tells a union's dataclasses apart, if it has one.
+
+    A field that happens to be called `kind` is a setting like any other.
+    """
+    fields = (
+        {f.name for f in dataclasses.fields(cls)}
+        if dataclasses.is_dataclass(cls)
+        else ()
+    )
+    return None if "kind" in fields else getattr(cls, "kind", None)
 
 
 def unknown_field(where: str, name: str, known: typing.Iterable[str]) -> str:
@@ -81,8 +94,8 @@ def to_dict(value: Any) -> Any:
       {'betas': [0.9, 0.95]}
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        kind = {"kind": value.kind} if hasattr(type(value), "kind") else {}
-        return kind | {
+        kind = kind_of(type(value))
+        return ({} if kind is None else {"kind": kind}) | {
             f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)
         }
     if isinstance(value, Mapping):
@@ -148,7 +161,7 @@ def _convert_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is None and type(None) in options:
         return None
     options = tuple(o for o in options if o is not type(None))
-    kinds = {o.kind: o for o in options if hasattr(o, "kind")}
+    kinds = {kind: o for o in options if (kind := kind_of(o)) is not None}
     if kinds and isinstance(value, Mapping):
         kind = value.get("kind")
         if kind not in kinds:

@@ -38,6 +38,8 @@ def load(name, variant=None) -> Recipe:
         ("recovery_ablation", "full"),
         ("recovery_ablation", "tune"),
         ("recovery_ablation", "smoke"),
+        ("sparse70", "best"),
+        ("sparse70", "best_tune"),
     ],
 )
 def test_it_survives_the_way_through_flags_and_can_run(name, variant):
@@ -46,8 +48,31 @@ def test_it_survives_the_way_through_flags_and_can_run(name, variant):
     check(recipe)
 
 
-def test_every_method_retrains_the_same_parent_for_the_same_batches():
-    recipe = load("recovery_ablation")
+@pytest.mark.parametrize(
+    ("name", "variant", "patterns"),
+    [
+        ("recovery_ablation", None, ("2of4", "u70")),
+        ("recovery_tinystories", None, ("2of4",)),
+    ],
+)
+def test_every_method_is_compared_on_every_pattern(name, variant, patterns):
+    recipe = load(name, variant)
+    for pattern in patterns:
+        rows = {n.split(f"_{pattern}")[0] for n in recipe.stages if f"_{pattern}" in n}
+        assert rows >= ROWS
+    assert {f"dense_control_seed{seed}" for seed in range(3)} <= set(recipe.stages)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("recovery_ablation", None),
+        ("recovery_tinystories", None),
+        ("sparse70", "best"),
+    ],
+)
+def test_every_method_retrains_the_same_parent_for_the_same_batches(name, variant):
+    recipe = load(name, variant)
     found = {}
     for name, stage in recipe.stages.items():
         if name == "dense" or not isinstance(stage, Pretrain):
@@ -60,17 +85,33 @@ def test_every_method_retrains_the_same_parent_for_the_same_batches():
             optimizer=recipe.train.optimizer,
         )
         assert stage.seed == int(seed)
-        root = stage.parent if stage.parent == "dense" else "one_shot"
-        assert recipe.stages[stage.parent].parent in (None, "dense") and root
+        start = recipe.stages[stage.parent]
+        assert stage.parent == "dense" or start.parent == "dense"
         found.setdefault(method, []).append(plain)
     first = found["dense_control"]
     assert all(configs == first for configs in found.values())
-    for pattern in ("2of4", "u70"):
-        methods = {m.removesuffix(f"_{pattern}") for m in found if pattern in m}
-        assert ROWS - {"one_shot"} <= methods
-        assert f"one_shot_{pattern}" in recipe.stages
-    # A retraining reads a tenth of what its parent has read.
-    assert 10 * first[0].steps <= recipe.train.steps
+    if recipe.init is None:  # a retraining reads a tenth of what its parent has read
+        assert 10 * first[0].steps <= recipe.train.steps
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "tuned"),
+    [
+        ("recovery_ablation", None, "tune"),
+        ("recovery_tinystories", None, "tune"),
+        ("sparse70", "best", "best_tune"),
+    ],
+)
+def test_every_learning_rate_is_the_middle_of_three_trials(name, variant, tuned):
+    trials = {}
+    for stage_name, stage in load(name, tuned).stages.items():
+        if "_lr" in stage_name:
+            trials.setdefault(stage_name.split("_lr")[0], []).append(stage.peak)
+    assert all(len(peaks) == 3 for peaks in trials.values())
+    compared = load(name, variant).stages
+    for group, peaks in trials.items():
+        if f"{group}_seed0" in compared:
+            assert compared[f"{group}_seed0"].peak == sorted(peaks)[1]
 
 
 def test_the_papers_run_has_the_papers_tokens_and_fits_its_mesh():

@@ -23,6 +23,13 @@ class Dog:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Garden:
+    """Its `kind` is a field, not what tells it apart."""
+
+    kind: str = "lawn"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class House:
     rooms: int
     heat: float = 20.0
@@ -33,6 +40,7 @@ class House:
     sizes: tuple[float, ...] = ()
     rules: tuple[tuple[str, int], ...] = ()
     limit: int | None = None
+    garden: Garden | None = None
 
 
 FULL = House(
@@ -42,6 +50,7 @@ FULL = House(
     sizes=(1.0, 2.5),
     rules=(("x", 1), ("y", 2)),
     limit=4,
+    garden=Garden(kind="orchard"),
 )
 
 

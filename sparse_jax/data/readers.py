@@ -19,18 +19,23 @@ _UNREADABLE = (OSError, EOFError, zlib.error)  # gzip raises all of them
 
 
 def read_text(
-    path: str, field: str = "text", limit: int | None = None
+    path: str, separator: str | None = None, limit: int | None = None
 ) -> Iterator[str]:
-    """A text file (.gz too) is one document, verbatim; `field` is not used.
+    """A text file (.gz too) is one document, verbatim, or `separator` stands between.
 
-    Of a longer file the first `limit` bytes are read, to the last whole character.
+    What surrounds a separated document, line breaks above all, is not part of it. Of a
+    longer file the first `limit` bytes are read, to the last whole character.
     """
     try:
         with _open(path) as file:
             content = file.read(-1 if limit is None else limit)
     except _UNREADABLE as error:
         raise _unreadable(path, error) from error
-    yield _decode(content, path, cut=limit is not None and len(content) == limit)
+    text = _decode(content, path, cut=limit is not None and len(content) == limit)
+    if separator is None:
+        yield text
+    else:
+        yield from (document.strip() for document in text.split(separator))
 
 
 def read_jsonl(path: str, field: str = "text") -> Iterator[str]:
@@ -110,7 +115,6 @@ def read_tfds(path: str, field: str = "text") -> Iterator[str]:
 
 
 READERS: Mapping[str, Callable[[str, str], Iterator[str]]] = {
-    "text": read_text,
     "jsonl": read_jsonl,
     "parquet": read_parquet,
     "array_record": read_array_record,

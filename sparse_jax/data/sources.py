@@ -36,6 +36,8 @@ class SourceConfig:
         (`**` too) or a directory, which is searched for files of a known format.
       format: how to read it; `auto` goes by prefix and suffix.
       field: the field of a JSON line, Parquet column or TFDS feature with the text.
+      separator: what stands between the documents of a text file, such as TinyStories'
+        `<|endoftext|>`; it belongs to none. None: a text file is one document.
       weight: share of the rows in the mixture, relative to the other sources.
       heldout: path of the held-out documents, read like `path`. None: a part of
         `path`'s own documents is held out.
@@ -46,6 +48,7 @@ class SourceConfig:
     path: str = "embedded:code"
     format: Format = "auto"
     field: str = "text"
+    separator: str | None = None
     weight: float = 1.0
     heldout: str | None = None
     heldout_fraction: float = 0.01
@@ -61,6 +64,11 @@ class SourceConfig:
                 f"heldout_fraction of source {self.path} must be in [0, 1), got "
                 f"{self.heldout_fraction}"
             )
+        if self.separator == "":
+            raise InputError(
+                f"separator of source {self.path} must not be empty: leave it out, and "
+                "every text file is one document"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +79,7 @@ class Shard:
       path: where it is.
       format: never "auto".
       field: see `SourceConfig`.
+      separator: see `SourceConfig`; text only.
       split: the split of all its documents; None: each by a hash of its text.
       heldout_fraction: see `SourceConfig`.
     """
@@ -78,6 +87,7 @@ class Shard:
     path: str
     format: Format
     field: str = "text"
+    separator: str | None = None
     split: corpus.Split | None = "train"
     heldout_fraction: float = 0.0
 
@@ -85,7 +95,7 @@ class Shard:
         """Streams (split, text); empty documents are left out.
 
         Args:
-          limit: of a text file, which is one document, read at most so many bytes.
+          limit: of a text file read at most so many bytes.
 
         Raises:
           InputError: the shard cannot be read, or holds no document.
@@ -96,7 +106,7 @@ class Shard:
                 yield from ((split, text) for text in splits[split])
             return
         if self.format == "text":
-            texts = readers.read_text(self.path, self.field, limit)
+            texts = readers.read_text(self.path, self.separator, limit)
         else:
             texts = readers.READERS[self.format](self.path, self.field)
         empty = True
@@ -112,6 +122,8 @@ class Shard:
     def identity(self) -> str:
         """A string that changes when the documents may have changed."""
         parts = [self.format, self.field, self.split, self.heldout_fraction]
+        if self.separator is not None:
+            parts.append(self.separator)
         if self.format == "embedded":
             return repr([self.path, corpus.corpus_identity()])
         if self.format == "tfds":
@@ -141,7 +153,7 @@ def source_shards(config: SourceConfig) -> list[Shard]:
     Raises:
       InputError: a path that leads to nothing, or to files of an unknown format.
     """
-    shards = find_shards(config.path, config.format, config.field)
+    shards = _separated(config, config.path)
     if config.heldout is None:
         fraction = config.heldout_fraction
         split = None if fraction else "train"
@@ -149,7 +161,7 @@ def source_shards(config: SourceConfig) -> list[Shard]:
             dataclasses.replace(shard, split=split, heldout_fraction=fraction)
             for shard in shards
         ]
-    held_out = find_shards(config.heldout, config.format, config.field)
+    held_out = _separated(config, config.heldout)
     if any(shard.format == "embedded" for shard in [*shards, *held_out]):
         raise InputError(
             f"source {config.path} cannot have heldout {config.heldout}: the embedded "
@@ -162,6 +174,20 @@ def source_shards(config: SourceConfig) -> list[Shard]:
             f"{config.heldout} too: keep the two apart"
         )
     return shards + [dataclasses.replace(shard, split="heldout") for shard in held_out]
+
+
+def _separated(config: SourceConfig, path: str) -> list[Shard]:
+    shards = find_shards(path, config.format, config.field)
+    if config.separator is None:
+        return shards
+    for shard in shards:
+        if shard.format != "text":
+            raise InputError(
+                f"source {config.path} has the separator {config.separator!r}, but "
+                f"{shard.path} is read as {shard.format}, which keeps its documents "
+                "apart itself: leave separator out"
+            )
+    return [dataclasses.replace(s, separator=config.separator) for s in shards]
 
 
 def find_shards(path: str, format: Format = "auto", field: str = "text") -> list[Shard]:

@@ -81,6 +81,12 @@ def _check_method(
     config.optimizer.pruned_decay.check(config.steps)
     if stage.adaptive is not None:
         stage.adaptive.check(config.steps)
+        if stage.adaptive.sparsity is None and not _may_have_masks(recipe, stage):
+            raise InputError(
+                "adaptive.sparsity None takes over the sparsity of a pruned parent, "
+                f"but {stage.parent or 'no stage'} makes no masks; set it, or prune "
+                "first"
+            )
         train.Adaptive.of(stage.adaptive, rules, model, recipe.compute)
     if stage.distill is not None and stage.teacher is not None:
         train.Distill(
@@ -88,6 +94,16 @@ def _check_method(
             teacher_model=root_model(recipe, stage.teacher),
             config=stage.distill,
         )
+
+
+def _may_have_masks(recipe: Recipe, stage: Stage) -> bool:
+    """Whether a stage's parent is pruned, or read from files that may be."""
+    stages = recipe.enabled_stages()
+    while stage.parent is not None:
+        stage = stages[stage.parent]
+        if isinstance(stage, Init | Prune) or getattr(stage, "adaptive", None):
+            return True
+    return False
 
 
 def _check_rules(rules: Rules, model: models.LlamaConfig) -> None:

@@ -7,7 +7,7 @@ from sparse_jax.data import DataConfig
 from sparse_jax.evaluate import EvaluateConfig
 from sparse_jax.mesh import MeshConfig
 from sparse_jax.models import Compute, LlamaConfig
-from sparse_jax.prune import PruneConfig
+from sparse_jax.prune import AllocationConfig, PruneConfig
 from sparse_jax.recipe.report_config import ReportConfig
 from sparse_jax.sparsity import Pattern
 from sparse_jax.sparsity.adapters import LowRankConfig
@@ -101,6 +101,7 @@ class Prune:
       sparsity: of every pruned matrix.
       solver: name in `sparse_jax.solvers`.
       pattern: shape of the zeros.
+      allocation: how the sparsity is spread over the matrices.
       enabled: False leaves the stage out.
     """
 
@@ -109,6 +110,7 @@ class Prune:
     sparsity: float | None = None
     solver: str | None = None
     pattern: str | None = None
+    allocation: AllocationConfig | None = None
     enabled: bool = True
 
 
@@ -257,8 +259,11 @@ class Recipe:
         """
         if stage.adaptive is None:
             return self.prune.pattern_rules()
-        pattern, sparsity = stage.adaptive.pattern, stage.adaptive.sparsity
-        own = dataclasses.replace(self.prune, pattern=pattern, sparsity=sparsity)
+        # A sparsity of None is the parent's, matrix by matrix: `train.Adaptive` has it.
+        adaptive = stage.adaptive
+        own = _override(
+            self.prune, pattern=adaptive.pattern, sparsity=adaptive.sparsity
+        )
         return own.pattern_rules()
 
     def prune_config(self, stage: Prune) -> PruneConfig:
@@ -268,6 +273,7 @@ class Recipe:
             sparsity=stage.sparsity,
             solver=stage.solver,
             pattern=stage.pattern,
+            allocation=stage.allocation,
         )
 
 

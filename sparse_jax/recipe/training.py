@@ -47,11 +47,14 @@ def begin(
     # A dense model trains with masks that keep everything, so that one compiled step
     # serves every stage and the control does exactly the arithmetic of a sparse run.
     whole = masks is None and stage.adaptive is None
+    parent_masks = masks
     if masks is None:
         masks = inputs.whole_masks(params, rules)
     adaptive, mode = None, "fixed"
     if stage.adaptive is not None:
-        adaptive = Adaptive.of(stage.adaptive, rules, model, recipe.compute)
+        adaptive = Adaptive.of(
+            stage.adaptive, rules, model, recipe.compute, parent_masks
+        )
         mode = stage.adaptive.mode
     if stage.low_rank is not None:
         # The factors stand in for what the masks of the first step take away.

@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from sparse_jax import mesh
 from sparse_jax.sparsity.select import keep_highest, keep_per_group
 
 Matrix = Float[Array | np.ndarray, "*lead out in"]
@@ -49,6 +50,12 @@ def rank_units(
 def dead_per_row(prior: Mask, unit: tuple[int, int]) -> Int[Array, "*lead out_units"]:
     """Counts the units in each row of units that hold no kept weight."""
     return jnp.sum(group_units(jnp.asarray(prior, jnp.float32), unit) == 0, -1)
+
+
+def units_pruned(mask: Mask, unit: tuple[int, int]) -> Int[np.ndarray, "M"]:
+    """Counts the units of each of M matrices that hold no kept weight, on the host."""
+    dead = mesh.to_host(dead_per_row(mask, unit)).astype(np.int64)
+    return dead.reshape(-1, dead.shape[-1]).sum(-1)
 
 
 @partial(jax.jit, static_argnames="unit")

@@ -9,6 +9,7 @@ is gradual magnitude pruning (arXiv 1710.01878): what is pruned stays pruned.
 
 import dataclasses
 import functools
+import math
 from typing import Any, Literal
 
 import jax
@@ -21,8 +22,9 @@ from sparse_jax.ops import MaskMode
 from sparse_jax.sparsity import NM, Pattern, parse, schedule, scores
 from sparse_jax.sparsity.masks import project_kernel, to_kernel, to_matrix
 from sparse_jax.sparsity.patterns import UnitPattern
-from sparse_jax.sparsity.units import project_nm, project_units
+from sparse_jax.sparsity.units import project_nm, project_units, units_pruned
 from sparse_jax.train.input_norms import input_norms, zero_norms
+from sparse_jax.train.mask_change import Change, mask_change
 from sparse_jax.tree import from_paths, leaf_paths, match_rules
 from sparse_jax.types import Batch, InputError, Masks, Params, State
 
@@ -32,9 +34,6 @@ _NO_GRADIENT = 1e-16
 NORMS = "input_norms"
 """Name in `State.extra` of the running mean squares that Wanda's score reads."""
 
-Change = dict[str, dict[str, Any]]
-"""path -> what a refresh has changed, per layer; see `refresh`."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdaptiveConfig:
@@ -42,7 +41,8 @@ class AdaptiveConfig:
 
     Attributes:
       pattern: see `sparsity.parse`.
-      sparsity: of patterns that do not fix their own.
+      sparsity: of patterns that do not fix their own; None = every matrix keeps as many
+        weights as in the pruned parent, however unevenly that was spread.
       score: "magnitude"; "wanda", with running norms of the inputs; or "fisher", with
         Adam's second moment.
       every: steps between two draws; the first is before the first step.
@@ -54,7 +54,7 @@ class AdaptiveConfig:
     """
 
     pattern: str = "2:4"
-    sparsity: float = 0.5
+    sparsity: float | None = 0.5
     score: Literal["magnitude", "wanda", "fisher"] = "magnitude"
     every: int = 10
     freeze_at: int | None = None
@@ -71,7 +71,12 @@ class AdaptiveConfig:
             raise InputError(
                 f"adaptive.norm_decay must be in [0, 1), found {self.norm_decay}"
             )
-        parse(self.pattern, self.sparsity)
+        if self.sparsity is None and self.ramp_steps:
+            raise InputError(
+                "adaptive.ramp_steps raises the sparsity from 0 to adaptive.sparsity, "
+                "which is None; set it, or set ramp_steps to 0"
+            )
+        parse(self.pattern, self.sparsity or 0.0)
 
     def check(self, steps: int) -> None:
         """Raises InputError unless ramp and freeze fit into `steps` of training."""
@@ -108,12 +113,14 @@ class Adaptive:
     Attributes:
       config: when and how.
       patterns: (path, pattern) of every pruned matrix.
+      pruned: (path, units to prune of each layer) where the config's sparsity is None.
       model: architecture.
       compute: dtype and remat of the forward pass that Wanda's score needs.
     """
 
     config: AdaptiveConfig
     patterns: tuple[tuple[str, Pattern], ...]
+    pruned: tuple[tuple[str, tuple[int, ...]], ...] = ()
     model: models.LlamaConfig
     compute: models.Compute = models.Compute()
 
@@ -124,11 +131,32 @@ class Adaptive:
         rules: Any,
         model: models.LlamaConfig,
         compute: models.Compute,
+        parent: Masks | None = None,
     ) -> "Adaptive":
-        """With the patterns that `rules` give the leaves of a model."""
+        """With the patterns that `rules` give the leaves of a model.
+
+        Args:
+          config: when and how.
+          rules: see `tree.match_rules`; values are patterns, None = dense.
+          model: architecture.
+          compute: dtype and remat.
+          parent: masks whose sparsities are kept where the config has none.
+
+        Raises:
+          InputError: the parent's masks are not of the config's pattern.
+        """
         matched = leaf_paths(match_rules(rules, models.abstract_params(model)))
-        found = [(path, p) for path, p in matched.items() if p is not None]
-        return cls(config=config, patterns=tuple(found), model=model, compute=compute)
+        found = {path: p for path, p in matched.items() if p is not None}
+        pruned = {}
+        if config.sparsity is None and parent is not None:
+            pruned = _pruned_units(config.pattern, found, leaf_paths(parent))
+        return cls(
+            config=config,
+            patterns=tuple(found.items()),
+            pruned=tuple(pruned.items()),
+            model=model,
+            compute=compute,
+        )
 
     def begin(self, state: State) -> State:
         """The state with what the scores keep between draws."""
@@ -139,6 +167,8 @@ class Adaptive:
 
     def first_masks(self, params: Params, masks: Masks) -> Masks:
         """What the largest weights make of `masks`; draws before any training."""
+        if self.config.sparsity is None:
+            return masks
         leaves, found = leaf_paths(params), leaf_paths(masks)
         for path, pattern in self.patterns:
             score = scores.magnitude(leaves[path])
@@ -147,9 +177,11 @@ class Adaptive:
 
     def counts(self, params: Params, step: int) -> dict[str, np.ndarray]:
         """Units to prune of each matrix after `step` steps; of N:M, the kept of M."""
-        leaves, found = leaf_paths(params), {}
+        leaves, found, pruned = leaf_paths(params), {}, dict(self.pruned)
         for path, pattern in self.patterns:
-            if isinstance(pattern, UnitPattern):
+            if isinstance(pattern, UnitPattern) and self.config.sparsity is None:
+                found[path] = np.asarray(pruned[path], np.int32)
+            elif isinstance(pattern, UnitPattern):
                 sparsity = self.config.sparsity_at(step, float(pattern.sparsity))
                 *layers, n_in, n_out = leaves[path].shape
                 found[path] = pattern.at(sparsity).counts((*layers, n_out, n_in))
@@ -158,6 +190,26 @@ class Adaptive:
                 kept = max(pattern.n, pattern.m - int(pattern.m * sparsity))
                 found[path] = np.asarray(kept, np.int32)
         return found
+
+
+def _pruned_units(
+    name: str, patterns: dict[str, Pattern], masks: dict[str, Any]
+) -> dict[str, tuple[int, ...]]:
+    """Units that masks prune of each layer of every matrix."""
+    pruned = {}
+    for path, pattern in patterns.items():
+        if not isinstance(pattern, UnitPattern):
+            continue
+        mask_OI = to_matrix(masks[path])
+        units, weights = (units_pruned(mask_OI, u) for u in (pattern.unit, (1, 1)))
+        if (units * math.prod(pattern.unit) != weights).any():
+            raise InputError(
+                f"adaptive.sparsity None takes over the parent's masks, but {path} "
+                f"has zeros outside of the pattern {name!r}; set adaptive.sparsity, "
+                "or prune the parent in this pattern"
+            )
+        pruned[path] = tuple(int(n) for n in units)
+    return pruned
 
 
 @functools.partial(jax.jit, static_argnames="adaptive", donate_argnames="state")
@@ -173,10 +225,7 @@ def refresh(
       adaptive: what to draw.
 
     Returns:
-      The state with new masks, and of every matrix float32 [L]: `flips`, the share of
-      its mask's entries that changed; `decayed`, the share of its pruned weights that
-      are smaller than a hundredth of the kept ones' root mean square; `kept_norm`, the
-      2-norm of the kept weights.
+      The state with new masks, and what `mask_change` finds in every matrix.
     """
     extra = state.extra
     if adaptive.config.score == "wanda":
@@ -195,7 +244,7 @@ def refresh(
         prior = old if adaptive.config.mode == "fixed" else jnp.ones_like(old)
         new = _project(pattern, score, to_matrix(prior), counts[path])
         masks[path] = to_kernel(new)
-        change[path] = _change(weights, old, masks[path])
+        change[path] = mask_change(weights, old, masks[path])
         if adaptive.config.mode == "fixed":
             params[path] = jnp.where(masks[path], weights, 0)
     state = dataclasses.replace(
@@ -220,39 +269,3 @@ def _project(pattern, score_OI, prior_OI, counts):
     if pattern.unit != (1, 1):
         score_OI = score_OI**2  # units are ranked by the sum over their members
     return project_units(score_OI, prior_OI, counts, pattern.unit)
-
-
-def _change(weights, old, new):
-    size = weights.shape[-2] * weights.shape[-1]
-
-    def total(x):
-        return jnp.sum(x, axis=(-2, -1), dtype=jnp.float32)
-
-    kept = total(new)
-    norm = jnp.sqrt(total(jnp.where(new, weights, 0) ** 2))
-    small = norm / jnp.sqrt(jnp.maximum(kept, 1)) / 100
-    gone = ~new & (jnp.abs(weights) < small[..., None, None])
-    return {
-        "flips": total(old != new) / size,
-        "decayed": total(gone) / jnp.maximum(size - kept, 1),
-        "kept_norm": norm,
-    }
-
-
-def summary(change: Change) -> dict[str, float]:
-    """What a refresh has changed, as numbers for a row of metrics.
-
-    `flip_rate` and `decayed_share` are means over all matrices, weighted alike;
-    `kept_norm` is of all kept weights; `flip_rate/layer_i` are the layers' means.
-    """
-    found = {name: [] for name in ("flips", "decayed", "kept_norm")}
-    for matrix in change.values():
-        for name, values in found.items():
-            values.append(np.atleast_1d(np.asarray(matrix[name], np.float64)))
-    flips = np.mean(found["flips"], axis=0)
-    layers = {f"flip_rate/layer_{i}": float(f) for i, f in enumerate(flips)}
-    return {
-        "flip_rate": float(flips.mean()),
-        "decayed_share": float(np.mean(found["decayed"])),
-        "kept_norm": float(np.sqrt(np.sum(np.square(found["kept_norm"])))),
-    } | layers

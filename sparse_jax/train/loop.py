@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from sparse_jax import mesh as mesh_lib
-from sparse_jax.train.adaptive import Adaptive, Change, refresh
-from sparse_jax.train.adaptive import summary as adaptive_summary
+from sparse_jax.train import mask_change
+from sparse_jax.train.adaptive import Adaptive, refresh
 from sparse_jax.train.checkpoint import Checkpoints
 from sparse_jax.train.compilations import compilations
 from sparse_jax.train.config import TrainConfig
@@ -153,7 +153,7 @@ class _Run:
         self._rollbacks: list[dict[str, Any]] = meta["rollbacks"]
         self._seconds_before, self._started = meta["seconds"], time.monotonic()
         self._rate_step, self._rate_time = self._first, self._started
-        self._pending: tuple[int, Any, Change] | None = None
+        self._pending: tuple[int, Any, mask_change.Change] | None = None
         self._metrics.resume(self._first)
         return self._first
 
@@ -179,7 +179,7 @@ class _Run:
             accumulate=config.accumulate,
             mask_mode=self._mode,
         )
-        change: Change = {}
+        change: mask_change.Change = {}
         if step < config.steps:
             state, change = self._draw_masks(step, state, batch)
         self._record()
@@ -191,7 +191,7 @@ class _Run:
 
     def _draw_masks(
         self, step: int, state: State, batch: Batch
-    ) -> tuple[State, Change]:
+    ) -> tuple[State, mask_change.Change]:
         """The masks after `step` steps, if they are due."""
         adaptive = self._adaptive
         if adaptive is None or not adaptive.config.due(step):
@@ -210,7 +210,7 @@ class _Run:
             raise _BadStep(step, problem)
         config = self._config
         if change:
-            values |= adaptive_summary(jax.device_get(change))
+            values |= mask_change.summary(jax.device_get(change))
         if step % config.log_every and step != config.steps and not change:
             self._metrics.advance(step)
             return

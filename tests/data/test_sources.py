@@ -41,6 +41,37 @@ def test_text_is_verbatim(tmp_path, name):
     assert texts(path) == [text]
 
 
+def test_a_separator_divides_a_text_file(tmp_path):
+    (tmp_path / "a.txt").write_text("one\nstory\n<|end|>\n\n two <|end|>\n<|end|>3\n")
+    config = SourceConfig(path=str(tmp_path / "a.txt"), separator="<|end|>")
+    (shard,) = source_shards(config)
+    assert {text for _, text in shard.documents()} == {"one\nstory", "two", "3"}
+    (whole,) = source_shards(SourceConfig(path=config.path))
+    assert whole.identity() != shard.identity()
+    # Its stories are held out one by one, as documents are.
+    stories = [f"story {i}" for i in range(400)]
+    (tmp_path / "b.txt").write_text("<|end|>".join(stories))
+    path, fraction = str(tmp_path / "b.txt"), 0.2
+    (shard,) = source_shards(
+        SourceConfig(path=path, separator="<|end|>", heldout_fraction=fraction)
+    )
+    found = {split: [] for split in ("train", "heldout")}
+    for split, text in shard.documents():
+        found[split].append(text)
+    assert sorted(found["train"] + found["heldout"]) == sorted(stories)
+    assert 0.1 < len(found["heldout"]) / 400 < 0.3
+
+
+def test_bad_separator(tmp_path):
+    (tmp_path / "a.jsonl").write_text(lines())
+    with pytest.raises(InputError, match=r"a.jsonl is read as jsonl, which keeps its"):
+        source_shards(SourceConfig(path=str(tmp_path), separator="<|end|>"))
+    with pytest.raises(InputError, match="embedded:code is read as embedded"):
+        source_shards(SourceConfig(separator="<|end|>"))
+    with pytest.raises(InputError, match="must not be empty"):
+        SourceConfig(separator="")
+
+
 def test_parquet_by_row_groups(tmp_path):
     table = pa.table({"n": [1, 2, 3, 4], "body": [*DOCUMENTS, None]})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)

@@ -163,6 +163,10 @@ def test_contradictions_are_named(fields, message):
             {"adaptive": AdaptiveConfig(ramp_steps=9)},
             "adaptive.ramp_steps = 9 ends after the masks' last step, 3",
         ),
+        (
+            {"adaptive": AdaptiveConfig(pattern="unstructured", sparsity=None)},
+            "adaptive.sparsity None takes over .* but dense makes no masks",
+        ),
     ],
 )
 def test_bad_stages_are_refused_before_any_work(moving, tmp_path, fields, message):

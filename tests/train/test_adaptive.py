@@ -12,10 +12,11 @@ import pytest
 from sparse_jax import models, train
 from sparse_jax.models import Compute
 from sparse_jax.prune import PruneConfig, hessians
-from sparse_jax.sparsity import NM, Unstructured
+from sparse_jax.sparsity import NM, Unstructured, parse
 from sparse_jax.sparsity.masks import project_kernel, violations
 from sparse_jax.train import Adaptive, AdaptiveConfig, PrunedDecayConfig
-from sparse_jax.train.adaptive import NORMS, refresh, summary
+from sparse_jax.train.adaptive import NORMS, refresh
+from sparse_jax.train.mask_change import summary
 from sparse_jax.tree import from_paths, leaf_paths
 from sparse_jax.types import InputError
 from tests.train.helpers import (
@@ -34,19 +35,24 @@ MLP = (("layers/mlp/(up|down)/kernel", "pattern"), (".*", "dense"))
 ALL = PruneConfig().rules
 
 
-def adaptive(rules=MLP, **fields):
+def adaptive(rules=MLP, parent=None, **fields):
     config = AdaptiveConfig(**fields)
-    pruned = PruneConfig(pattern=config.pattern, sparsity=config.sparsity, rules=rules)
-    return Adaptive.of(config, pruned.pattern_rules(), MODEL, Compute())
+    sparsity = 0.0 if config.sparsity is None else config.sparsity
+    pruned = PruneConfig(pattern=config.pattern, sparsity=sparsity, rules=rules)
+    return Adaptive.of(config, pruned.pattern_rules(), MODEL, Compute(), parent)
 
 
-def start(params, how, optimizer=OPTIMIZER):
-    masks = from_paths(
+def whole_masks(params, paths):
+    return from_paths(
         {
-            path: jnp.ones(leaf.shape, bool) if path in dict(how.patterns) else None
+            path: jnp.ones(leaf.shape, bool) if path in paths else None
             for path, leaf in leaf_paths(params).items()
         }
     )
+
+
+def start(params, how, optimizer=OPTIMIZER):
+    masks = whole_masks(params, dict(how.patterns))
     mode = how.config.mode
     state = train.init_state(params, masks, optimizer, rng=jax.random.key(1), mode=mode)
     return how.begin(state)
@@ -78,6 +84,30 @@ def test_masks_are_the_projections_of_the_scores(params, pattern, sparsity, kept
         assert share == pytest.approx(exact, abs=1e-7)
     # The weights themselves stay, to come back.
     assert tree_equal(state.params, params)
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "group:8"])
+def test_every_matrix_keeps_what_its_parent_keeps(params, pattern):
+    """However unevenly the parent's sparsity lies over matrices and layers."""
+    masks = leaf_paths(start(params, adaptive(pattern=pattern)).masks)
+    for path, shares in ((UP, (0.25, 0.75)), ("layers/mlp/down/kernel", (0.5, 0.875))):
+        parts = [
+            project_kernel(parse(pattern, share), leaf_paths(params)[path][i : i + 1])
+            for i, share in enumerate(shares)
+        ]
+        masks[path] = jnp.concatenate(parts)
+    how = adaptive(pattern=pattern, sparsity=None, parent=from_paths(masks))
+    trained = jax.tree.map(lambda x: x[..., ::-1], params)
+    first = start(trained, how)
+    state, _ = draw(first, how, step=10)
+    for path, _ in how.patterns:
+        found = leaf_paths(state.masks)[path]
+        assert (found.sum((1, 2)) == masks[path].sum((1, 2))).all()
+        assert (found != masks[path]).any()
+    assert tree_equal(how.first_masks(params, from_paths(masks)), from_paths(masks))
+    other = "group:8" if pattern == "unstructured" else "group:16"
+    with pytest.raises(InputError, match=f"zeros outside of the pattern '{other}'"):
+        adaptive(pattern=other, sparsity=None, parent=from_paths(masks))
 
 
 def test_pruned_weights_come_back_straight_through(params):
@@ -225,6 +255,10 @@ def test_a_summary_has_a_number_per_layer(params):
         ({"every": 0}, "adaptive.every must be >= 1, found 0"),
         ({"norm_decay": 1.0}, r"adaptive.norm_decay must be in \[0, 1\), found 1.0"),
         ({"pattern": "2of4"}, "pattern '2of4' is not known"),
+        (
+            {"sparsity": None, "ramp_steps": 9},
+            "adaptive.ramp_steps raises the sparsity",
+        ),
     ],
 )
 def test_bad_settings_are_named(fields, message):
