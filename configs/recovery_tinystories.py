@@ -4,7 +4,7 @@
         --config.init=DIR --config.data.sources.stories.path=FILE
         A small Llama of TinyStories, such as BabyLlama with 0.94M parameters, as a
         Hugging Face directory; stories between `<|endoftext|>` in a text file, of which
-        a tenth is held out. 0.41M tokens for every retraining, three seeds.
+        a tenth is held out. 0.2M tokens for every retraining, three seeds.
     python launch/train.py --config=configs/recovery_tinystories.py:tune ...
         The trials behind the learning rates: three for each method, one seed.
 """
@@ -15,15 +15,17 @@ from configs import common, recovery
 from sparse_jax.data import DataConfig, SourceConfig
 from sparse_jax.recipe import Recipe
 
+STEPS = 200
+
 PEAKS = {
     "2of4": {
-        "fixed_mask": 5e-4,
-        "fixed_mask_kd": 1e-3,
-        "sr_ste": 5e-4,
-        "dpf": 5e-4,
-        "gradual_magnitude": 5e-4,
-        "ast": 2.5e-4,
-        "cast": 5e-4,
+        "fixed_mask": 2.5e-4,
+        "fixed_mask_kd": 2.5e-4,
+        "sr_ste": 2.5e-4,
+        "dpf": 2.5e-4,
+        "gradual_magnitude": 2.5e-4,
+        "ast": 1.25e-4,
+        "cast": 1.25e-4,
     },
 }
 
@@ -41,12 +43,13 @@ def setting(name: str) -> recovery.Setting:
         base,
         init="data/babyllama",
         data=DataConfig(sources={"stories": stories}, heldout_limit=120_000),
+        train=dataclasses.replace(base.train, batch_size=4, seq_len=256),
     )
     return recovery.Setting(
         base=base,
-        steps=recovery.STEPS,
-        methods=recovery.papers_methods(recovery.STEPS),
-        control_peak=2.5e-4,
+        steps=STEPS,
+        methods=recovery.papers_methods(STEPS),
+        control_peak=1.5e-5,
         peaks=PEAKS,
     )
 

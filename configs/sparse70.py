@@ -75,18 +75,22 @@ def paper_retrain(peak: float):
 
 BEST_PEAKS = {
     "u70": {"fixed_mask": 1e-3, "fixed_mask_kd": 2e-3, "best": 2e-3},
-    "u80": {"fixed_mask": 2e-3, "fixed_mask_kd": 2e-3, "best": 2e-3},
+    "u80": {"fixed_mask": 2e-3, "fixed_mask_kd": 4e-3, "best": 4e-3},
     "u90": {"fixed_mask": 4e-3, "fixed_mask_kd": 4e-3, "best": 4e-3},
-    "5of16": {"fixed_mask": 1e-3, "fixed_mask_kd": 2e-3, "best": 2e-3},
+    "5of16": {"fixed_mask": 2e-3, "fixed_mask_kd": 2e-3, "best": 2e-3},
 }
 
 
 def best_setting(name: str, *, allocated: bool, steps: int) -> recovery.Setting:
     """The fixed-mask recipe, and what is added to it, one thing after the other."""
+    to_zero = {"final_ratio": 0.0}  # of the learning rate; all others end at a tenth
     logits = dataclasses.replace(recovery.KD, temperature=1.0)
     both = dataclasses.replace(logits, feature_weight=0.3)
     methods = {
         "fixed_mask": Method(rate="fixed_mask", start="one_shot"),
+        "fixed_mask_to_zero": Method(
+            rate="fixed_mask", start="one_shot", fields=to_zero
+        ),
         "fixed_mask_kd": Method(rate="fixed_mask_kd", start="one_shot", distill=logits),
         "plus_features": Method(rate="best", start="one_shot", distill=both),
         "plus_admm": Method(rate="best", start="admm", distill=both),
@@ -96,10 +100,11 @@ def best_setting(name: str, *, allocated: bool, steps: int) -> recovery.Setting:
         spread = {"solver": "admm", "allocation": AllocationConfig(kind="output")}
         methods["plus_allocation"] = Method(rate="best", start="spread", distill=both)
         starts["spread"] = spread
+    last = {"rate": "best", "start": list(starts)[-1], "distill": both}
+    methods["plus_to_zero"] = Method(**last, fields=to_zero)
     methods["best"] = Method(
-        rate="best",
-        start=list(starts)[-1],
-        distill=both,
+        **last,
+        fields=to_zero,
         decay=recovery.decay("sr_ste", 2e-2),
         adaptive={"sparsity": None},
     )
@@ -144,6 +149,10 @@ BEST_QUESTIONS = (
     recovery.asks("Do its features help?", "plus_features", "fixed_mask_kd"),
     recovery.asks("Does ADMM help?", "plus_admm", "plus_features"),
     recovery.asks("Does uneven sparsity help?", "plus_allocation", "plus_admm"),
-    recovery.asks("Do moving masks help?", "best", "plus_allocation"),
+    recovery.asks(
+        "Does a rate that ends at 0 help?", "plus_to_zero", "plus_allocation"
+    ),
+    recovery.asks("Does it help the fixed mask?", "fixed_mask_to_zero", "fixed_mask"),
+    recovery.asks("Do moving masks help?", "best", "plus_to_zero"),
     recovery.asks("What does all of it bring?", "best", "fixed_mask"),
 )

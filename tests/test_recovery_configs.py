@@ -81,7 +81,7 @@ def test_every_method_retrains_the_same_parent_for_the_same_batches(name, varian
         config = recipe.train_config(stage)
         plain = dataclasses.replace(
             config,
-            schedule=dataclasses.replace(config.schedule, peak=1.0),
+            schedule=dataclasses.replace(config.schedule, peak=1.0, final_ratio=1.0),
             optimizer=recipe.train.optimizer,
         )
         assert stage.seed == int(seed)
@@ -112,6 +112,14 @@ def test_every_learning_rate_is_the_middle_of_three_trials(name, variant, tuned)
     for group, peaks in trials.items():
         if f"{group}_seed0" in compared:
             assert compared[f"{group}_seed0"].peak == sorted(peaks)[1]
+
+
+def test_only_the_best_start_spreads_its_sparsity():
+    recipe = load("sparse70", "best")
+    for name, kind in (("one_shot_u70", "uniform"), ("spread_u70", "output")):
+        assert recipe.prune_config(recipe.stages[name]).allocation.kind == kind
+    assert recipe.stages["best_u70_seed0"].parent == "spread_u70"
+    assert recipe.stages["best_5of16_seed0"].parent == "admm_5of16"  # N:M is even
 
 
 def test_the_papers_run_has_the_papers_tokens_and_fits_its_mesh():

@@ -48,6 +48,7 @@ class Pretrain:
       steps: optimizer steps.
       peak: highest learning rate.
       warmup_steps: steps of linear warm-up.
+      final_ratio: learning rate of the last step over the peak.
       seed: of the order of the data; None = `Recipe.seed`.
       teacher: an earlier stage whose model is the frozen teacher of `distill`.
       distill: what is learned from it.
@@ -65,6 +66,7 @@ class Pretrain:
     steps: int | None = None
     peak: float | None = None
     warmup_steps: int | None = None
+    final_ratio: float | None = None
     seed: int | None = None
     teacher: str | None = None
     distill: DistillConfig | None = None
@@ -246,7 +248,10 @@ class Recipe:
     def train_config(self, stage: Pretrain) -> TrainConfig:
         """The shared training settings with the stage's own put in."""
         schedule = _override(
-            self.train.schedule, peak=stage.peak, warmup_steps=stage.warmup_steps
+            self.train.schedule,
+            peak=stage.peak,
+            warmup_steps=stage.warmup_steps,
+            final_ratio=stage.final_ratio,
         )
         optimizer = _override(self.train.optimizer, pruned_decay=stage.pruned_decay)
         options = {"schedule": schedule, "optimizer": optimizer}

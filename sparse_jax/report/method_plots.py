@@ -30,7 +30,7 @@ from sparse_jax.report.style import (
 )
 from sparse_jax.report.text import Report
 
-MOST_METHODS, MOST_PATTERNS, MOST_LAYERS = 8, 4, 8
+MOST_METHODS, MOST_PATTERNS, MOST_LAYERS = 10, 4, 8
 
 Drawn = tuple[Figure, str] | None
 Runs = Mapping[str | None, Mapping[str, Sequence[Rows]]]
