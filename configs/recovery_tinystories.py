@@ -22,9 +22,9 @@ PEAKS = {
         "fixed_mask": 2.5e-4,
         "fixed_mask_kd": 2.5e-4,
         "sr_ste": 2.5e-4,
-        "dpf": 2.5e-4,
-        "gradual_magnitude": 2.5e-4,
-        "ast": 1.25e-4,
+        "dpf": 1.25e-4,
+        "gradual_magnitude": 5e-4,
+        "ast": 6.25e-5,
         "cast": 1.25e-4,
     },
 }
