@@ -93,13 +93,15 @@ def best_setting(name: str, *, allocated: bool, steps: int) -> recovery.Setting:
         ),
         "fixed_mask_kd": Method(rate="fixed_mask_kd", start="one_shot", distill=logits),
         "plus_features": Method(rate="best", start="one_shot", distill=both),
-        "plus_admm": Method(rate="best", start="admm", distill=both),
+        "plus_admm": Method(rate="best", start="one_shot_admm", distill=both),
     }
-    starts: dict[str, Any] = {"one_shot": {}, "admm": {"solver": "admm"}}
+    starts: dict[str, Any] = {"one_shot": {}, "one_shot_admm": {"solver": "admm"}}
     if allocated:
         spread = {"solver": "admm", "allocation": AllocationConfig(kind="output")}
-        methods["plus_allocation"] = Method(rate="best", start="spread", distill=both)
-        starts["spread"] = spread
+        methods["plus_allocation"] = Method(
+            rate="best", start="one_shot_output", distill=both
+        )
+        starts["one_shot_output"] = spread
     last = {"rate": "best", "start": list(starts)[-1], "distill": both}
     methods["plus_to_zero"] = Method(**last, fields=to_zero)
     methods["best"] = Method(

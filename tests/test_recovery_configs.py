@@ -116,10 +116,11 @@ def test_every_learning_rate_is_the_middle_of_three_trials(name, variant, tuned)
 
 def test_only_the_best_start_spreads_its_sparsity():
     recipe = load("sparse70", "best")
-    for name, kind in (("one_shot_u70", "uniform"), ("spread_u70", "output")):
+    for name, kind in (("one_shot_u70", "uniform"), ("one_shot_output_u70", "output")):
         assert recipe.prune_config(recipe.stages[name]).allocation.kind == kind
-    assert recipe.stages["best_u70_seed0"].parent == "spread_u70"
-    assert recipe.stages["best_5of16_seed0"].parent == "admm_5of16"  # N:M is even
+    assert recipe.stages["best_u70_seed0"].parent == "one_shot_output_u70"
+    # N:M is even everywhere.
+    assert recipe.stages["best_5of16_seed0"].parent == "one_shot_admm_5of16"
 
 
 def test_the_papers_run_has_the_papers_tokens_and_fits_its_mesh():
