@@ -62,10 +62,11 @@ def build(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
     return cls(**arguments)
 
 
-def kind_of(cls: type) -> str | None:
+def kind_of(cls: Any) -> str | None:
     """The `kind` class variable that tells a union's dataclasses apart, if it has one.
 
-    A field that happens to be called `kind` is a setting like any other.
+    Other members of a union have none, and a field that happens to be called `kind` is
+    a setting like any other.
     """
     fields = (
         {f.name for f in dataclasses.fields(cls)}

@@ -41,6 +41,7 @@ class House:
     rules: tuple[tuple[str, int], ...] = ()
     limit: int | None = None
     garden: Garden | None = None
+    style: Literal["old", "new"] | None = None
 
 
 FULL = House(
@@ -51,6 +52,7 @@ FULL = House(
     rules=(("x", 1), ("y", 2)),
     limit=4,
     garden=Garden(kind="orchard"),
+    style="old",
 )
 
 

@@ -16,7 +16,7 @@ from sparse_jax.sparsity import adapters
 from sparse_jax.sparsity import masks as masks_lib
 from sparse_jax.sparsity.adapters import Adapter
 from sparse_jax.train import Adaptive, CachedTeacher, Distill, NextToken
-from sparse_jax.types import Masks, Params, State
+from sparse_jax.types import InputError, Masks, Params, State
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,11 @@ class Beginning:
 def begin(
     stage: Pretrain, recipe: Recipe, workdir: pathlib.Path, data: int
 ) -> Beginning:
-    """Builds the state and the loss of a stage; its data goes on at batch `data`."""
+    """Builds the state and the loss of a stage; its data goes on at batch `data`.
+
+    Raises:
+      InputError: the stage does not fit the model it starts from.
+    """
     parent_dir = workdir / stage.parent if stage.parent else None
     model, params, masks = inputs.start(stage, recipe, parent_dir)
     config, rules = recipe.train_config(stage), recipe.mask_rules(stage)
@@ -52,6 +56,11 @@ def begin(
         masks = inputs.whole_masks(params, rules)
     adaptive, mode = None, "fixed"
     if stage.adaptive is not None:
+        if stage.adaptive.sparsity is None and parent_masks is None:
+            raise InputError(
+                "adaptive.sparsity None takes over the sparsity of a pruned parent, "
+                f"but the model of {stage.parent} has no masks; set it, or prune first"
+            )
         adaptive = Adaptive.of(
             stage.adaptive, rules, model, recipe.compute, parent_masks
         )

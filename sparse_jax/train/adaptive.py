@@ -200,6 +200,11 @@ def _pruned_units(
     for path, pattern in patterns.items():
         if not isinstance(pattern, UnitPattern):
             continue
+        if masks[path] is None:
+            raise InputError(
+                f"adaptive.sparsity None takes over the parent's masks, but {path} has "
+                "none; set adaptive.sparsity, or prune the parent by the same rules"
+            )
         mask_OI = to_matrix(masks[path])
         units, weights = (units_pruned(mask_OI, u) for u in (pattern.unit, (1, 1)))
         if (units * math.prod(pattern.unit) != weights).any():

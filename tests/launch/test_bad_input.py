@@ -171,8 +171,8 @@ COMMANDS = {
     ),
     "unknown variant": (
         ["train", f"{SMOKE}r"],
-        "the config has no variant 'smoker'; choose one of ['smoke', 'llama2_7b', "
-        "'llama2_70b'], or none",
+        "the config has no variant 'smoker'; choose one of ['smoke', 'best', "
+        "'best_tune', 'best_smoke', 'llama2_7b', 'llama2_70b'], or none",
     ),
     "no flag": (
         ["train", SMOKE, "now"],

@@ -131,6 +131,14 @@ def test_the_report_answers_its_question(done):
     assert (done / "masks.png").exists() and (done / "distill.png").exists()
 
 
+def test_a_parent_without_masks_has_no_sparsity_to_take_over(moving, done):
+    """As a model read from files may turn out to be."""
+    masks = AdaptiveConfig(pattern="unstructured", sparsity=None)
+    stage = dataclasses.replace(AST, adaptive=masks)
+    with pytest.raises(InputError, match="but the model of dense has no masks"):
+        training.begin(stage, moving, done, 0)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -108,6 +108,9 @@ def test_every_matrix_keeps_what_its_parent_keeps(params, pattern):
     other = "group:8" if pattern == "unstructured" else "group:16"
     with pytest.raises(InputError, match=f"zeros outside of the pattern '{other}'"):
         adaptive(pattern=other, sparsity=None, parent=from_paths(masks))
+    with pytest.raises(InputError, match=f"but {UP} has none"):
+        parent = from_paths(masks | {UP: None})
+        adaptive(pattern=pattern, sparsity=None, parent=parent)
 
 
 def test_pruned_weights_come_back_straight_through(params):
