@@ -109,14 +109,7 @@ def smoke() -> Recipe:
         else stage
         for name, stage in recipe.stages.items()
     }
-    return dataclasses.replace(
-        recipe,
-        name="ast_2of4_smoke",
-        data=dataclasses.replace(recipe.data, heldout_limit=20_000),
-        train=dataclasses.replace(recipe.train, steps=20, checkpoint_every=10),
-        prune=dataclasses.replace(recipe.prune, samples=16),
-        stages=short,
-    )
+    return dataclasses.replace(common.shortened(recipe), stages=short)
 
 
 def _rise(stage: Pretrain) -> dict:

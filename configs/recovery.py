@@ -248,14 +248,3 @@ def recipe(
         final=list(stages)[-1],
         report=ReportConfig(comparisons=questions),
     )
-
-
-def shortened(recipe: Recipe) -> Recipe:
-    """A recipe for CI: fewer texts; its stages' lengths are the setting's."""
-    return dataclasses.replace(
-        recipe,
-        name=f"{recipe.name}_smoke",
-        data=dataclasses.replace(recipe.data, heldout_limit=20_000),
-        train=dataclasses.replace(recipe.train, steps=20, checkpoint_every=10),
-        prune=dataclasses.replace(recipe.prune, samples=16),
-    )

@@ -81,4 +81,4 @@ def smoke() -> Recipe:
     shared = setting("recovery_ablation", steps=20)
     stages = recovery.compared(shared, ("2of4", "u70"), (0, 1))
     small = recovery.recipe(shared, stages, recovery.PAPERS_QUESTIONS)
-    return recovery.shortened(small)
+    return common.shortened(small)

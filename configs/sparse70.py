@@ -143,7 +143,7 @@ def best_tune() -> Recipe:
 
 
 def best_smoke() -> Recipe:
-    return recovery.shortened(best(steps=20, seeds=(0, 1)))
+    return common.shortened(best(steps=20, seeds=(0, 1)))
 
 
 BEST_QUESTIONS = (
