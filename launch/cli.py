@@ -11,7 +11,7 @@ import ending
 from absl import app, flags
 from absl import logging as absl_logging
 
-from sparse_jax import host, schema
+from sparse_jax import host, recipe, schema
 from sparse_jax.types import InputError
 
 T = TypeVar("T")
@@ -54,6 +54,10 @@ def _parse(arguments: list[str]) -> list[str]:
         ending.stop(_missing_config(error))
     except InputError as error:
         ending.stop(str(error))
+    except ValueError as error:
+        if sentence := _none_field(str(error)):
+            ending.stop(sentence)
+        raise
     if len(rest) > 1:
         ending.stop(f"{rest[1]!r} is not a flag; flags look like --config=FILE")
     return rest
@@ -69,6 +73,19 @@ def _unknown_field(arguments: list[str], message: str) -> str | None:
     field = flag.lstrip("-").split("=")[0]
     hint = f"; did you mean {near[1]}?" if near else ""
     return f"{field} is not a field of the config: there is no {wrong!r}{hint}"
+
+
+def _none_field(message: str) -> str | None:
+    """ml_collections' error for a field of something that the config leaves out."""
+    found = re.search(
+        r'Override (\S+) can not be applied because field "(\w+)"', message
+    )
+    if found is None:
+        return None
+    return (
+        f"--config.{found[1]}: {found[2]} is None in this config, and has no fields to "
+        "set; choose a variant that has it"
+    )
 
 
 def _flag_error(error: BaseException | None) -> str:
@@ -87,10 +104,21 @@ def _missing_config(error: OSError) -> str:
     return f"{found[1]}: there is no such config file" if found else str(error)
 
 
+def build_recipe(config) -> recipe.Recipe:
+    """The recipe that a ConfigDict describes, or stands for (see `recipe.JOBS`)."""
+    values = _plain(config)
+    cls = recipe.JOBS.get(values.get("kind"), recipe.Recipe)
+    job = schema.build(cls, values)
+    return job if isinstance(job, recipe.Recipe) else job.recipe()
+
+
 def build(cls: type[T], config) -> T:
     """The frozen dataclass that a ConfigDict describes."""
+    return schema.build(cls, _plain(config))
+
+
+def _plain(config) -> dict:
     try:
-        values = config.to_dict()
+        return config.to_dict()
     except OSError as error:  # a config file that is not there shows only when used
         raise InputError(_missing_config(error)) from error
-    return schema.build(cls, values)

@@ -19,7 +19,7 @@ import cli
 from absl import flags
 from ml_collections import config_flags
 
-from sparse_jax import plan, recipe
+from sparse_jax import plan
 from sparse_jax.files import write_json
 from sparse_jax.report.text import duration
 from sparse_jax.types import InputError
@@ -36,7 +36,7 @@ def main() -> None:
     if (TOPOLOGY.value is None) == (GPUS.value is None):
         raise InputError("give either --topology (a TPU slice) or --gpus, and not both")
     machine = plan.topology(TOPOLOGY.value) if TOPOLOGY.value else plan.gpus(GPUS.value)
-    config = cli.build(recipe.Recipe, CONFIG.value)
+    config = cli.build_recipe(CONFIG.value)
     numbers = plan.plan(config, machine, estimate=ESTIMATE.value)
     print(plan.show(numbers))
     if KERNELS.value:

@@ -46,7 +46,7 @@ def join() -> None:
 
 def main() -> None:
     join()
-    config = cli.build(recipe.Recipe, CONFIG.value)
+    config = cli.build_recipe(CONFIG.value)
     workdir = WORKDIR.value or pathlib.Path("runs", config.name)
     with train.listen_for_sigterm():
         recipe.run(config, workdir, restart_from=RESTART_FROM.value)

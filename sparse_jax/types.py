@@ -44,8 +44,8 @@ class Batch(NamedTuple):
       tokens: input token ids.
       targets: the token that follows each input.
       loss_weights: weight of each target in the loss, 0.0 to leave it out.
-      segment_ids: number of the document inside its row; attention may be kept
-        inside a document (see `DataConfig.isolate_documents`).
+      segment_ids: number of the document inside its row, below 0 in padding;
+        attention may be kept inside a document (see `DataConfig.isolate_documents`).
       positions: position of each token for RoPE.
     """
 

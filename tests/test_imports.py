@@ -31,6 +31,7 @@ SIBLINGS = {
     ("mesh", "tree"),
     ("solvers", "sparsity"),
     ("io", "data"),
+    ("evaluate", "infer"),
 }
 """(importer, imported) pairs inside one level that are allowed."""
 
@@ -40,6 +41,8 @@ FOREIGN = {
     "configs": {"launch", "configs", "benchmarks"},
     "torch": {"tests/parity", "benchmarks"},
     "llmcompressor": {"benchmarks"},
+    "lm_eval": {"sparse_jax/evaluate/lm_eval", "benchmarks", "tests"},
+    "datasets": {"sparse_jax/evaluate/lm_eval", "tests/parity"},
     "transformers": {"tests/parity", "benchmarks"},
 }
 """Where a module may be imported; the tests may import it too where they test it."""

@@ -3,10 +3,13 @@
 from sparse_jax.data.bpe import END_OF_TEXT, train_bpe
 from sparse_jax.data.config import DataConfig, default_cache_dir
 from sparse_jax.data.corpus import Corpus, load_corpus
-from sparse_jax.data.mixture import Dataset, prepare
-from sparse_jax.data.packing import Stream, make_stream, pack_rows
+from sparse_jax.data.example_packing import Examples
+from sparse_jax.data.mixture import Dataset
+from sparse_jax.data.packing import Stream, make_stream
+from sparse_jax.data.prepare import prepare
 from sparse_jax.data.sources import Shard, SourceConfig, find_shards
 from sparse_jax.data.stream import stream_from_path
+from sparse_jax.data.task_files import task_source
 from sparse_jax.data.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
@@ -14,6 +17,7 @@ __all__ = [
     "Corpus",
     "DataConfig",
     "Dataset",
+    "Examples",
     "Shard",
     "SourceConfig",
     "Stream",
@@ -23,8 +27,8 @@ __all__ = [
     "load_corpus",
     "load_tokenizer",
     "make_stream",
-    "pack_rows",
     "prepare",
     "stream_from_path",
+    "task_source",
     "train_bpe",
 ]

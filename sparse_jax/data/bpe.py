@@ -10,8 +10,8 @@ from pathlib import Path
 
 import tokenizers
 
+from sparse_jax.data.cached import writing
 from sparse_jax.data.sources import Shard
-from sparse_jax.data.store import writing
 from sparse_jax.data.tokenizer import JsonTokenizer, Tokenizer, load_tokenizer
 from sparse_jax.types import InputError
 

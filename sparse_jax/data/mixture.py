@@ -1,25 +1,22 @@
 """The training data of a run: sources mixed by weight, and their held-out text.
 
-`prepare` reads, trains or loads the tokenizer, tokenises and caches; the `Dataset` it
-returns is cheap to use. Batch s of a seed is the same whatever the number of processes
-and wherever a run was started again.
+Batch s of a seed is the same whatever the number of processes and wherever a run was
+started again.
 """
 
 import hashlib
-import platform
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int32
 
-from sparse_jax.data import bpe, packing
-from sparse_jax.data.config import DataConfig, default_cache_dir
-from sparse_jax.data.packing import Stream
-from sparse_jax.data.sources import source_shards
-from sparse_jax.data.store import Store, build_store
-from sparse_jax.data.tokenizer import Tokenizer, load_tokenizer
+from sparse_jax.data.config import DataConfig
+from sparse_jax.data.example_packing import Examples
+from sparse_jax.data.example_store import ExampleStore
+from sparse_jax.data.packing import Stream, make_stream
+from sparse_jax.data.store import Store
+from sparse_jax.data.tokenizer import Tokenizer
 from sparse_jax.types import Batch, InputError
 
 if TYPE_CHECKING:  # half a second and 40 MB that only the mixture itself needs
@@ -38,23 +35,30 @@ class Dataset:
       fingerprint: JSON-able: `python` version, `tokenizer` (path, sha256, vocab_size),
         `corpus` (of the embedded corpus, None if it is not used) and `sources`: per
         domain `path`, `weight`, `sha256`, `train` and `heldout` (documents, bytes,
-        tokens).
+        tokens), and of a task `task` and what was `skipped`.
     """
 
     def __init__(
-        self, config: DataConfig, tokenizer: Tokenizer, stores: Mapping[str, Store]
+        self,
+        config: DataConfig,
+        tokenizer: Tokenizer,
+        stores: Mapping[str, Store | ExampleStore],
+        fingerprint: dict[str, Any],
     ) -> None:
         self.config = config
         self.tokenizer = tokenizer
         self.domains = tuple(stores)
         self._stores = dict(stores)
-        self._streams: dict[str, Stream] = {
-            name: packing.make_stream(
-                store.tokens, store.lengths, _seed(config.seed, name, "documents")
-            )
-            for name, store in stores.items()
-        }
-        self.fingerprint = self._fingerprint()
+        # What rows are cut from, and what calibration rows are: those have no padding.
+        self._streams: dict[str, Stream] = {}
+        self._rows_of: dict[str, Stream | Examples] = {}
+        for name, store in stores.items():
+            texts = store.train if isinstance(store, ExampleStore) else store
+            seed = document_seed(config, name)
+            self._streams[name] = make_stream(texts.tokens, texts.lengths, seed)
+            whole = isinstance(texts, Examples)
+            self._rows_of[name] = texts if whole else self._streams[name]
+        self.fingerprint = fingerprint
 
     def batches(
         self,
@@ -63,6 +67,8 @@ class Dataset:
         seq_len: int,
         seed: int,
         start_step: int = 0,
+        sources: Sequence[str] = (),
+        isolate_documents: bool | None = None,
         process_index: int = 0,
         process_count: int = 1,
     ) -> Iterator[Batch]:
@@ -82,6 +88,8 @@ class Dataset:
           seq_len: T, tokens in a row.
           seed: of the order of rows.
           start_step: the first batch.
+          sources: domains to take rows from; none = all.
+          isolate_documents: None = as configured.
           process_index: p, this process.
           process_count: n, all processes.
 
@@ -102,9 +110,12 @@ class Dataset:
         local = batch_size // process_count
         first = start_step * process_count + process_index
         # drop_remainder: grain rounds the length of endless data up past 64 bits else.
-        dataset = self._rows(seq_len, seed).batch(local, drop_remainder=True)
+        if isolate_documents is None:
+            isolate_documents = self.config.isolate_documents
+        pool = {name: self._rows_of[name] for name in self._names(sources)}
+        dataset = self._rows(pool, seq_len, seed).batch(local, drop_remainder=True)
         dataset = dataset[first::process_count].map(
-            lambda rows: self._assemble(rows, seq_len)
+            lambda rows: _assemble(pool, rows, seq_len, isolate_documents)
         )
         # One thread is far faster than a training step, and leaves the cores to it.
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
@@ -122,139 +133,126 @@ class Dataset:
         Raises:
           InputError: an unknown domain, or nothing is held out.
         """
-        if domain not in self._stores:
-            raise InputError(
-                f"{domain!r} is not a domain of this data: choose one of "
-                f"{list(self.domains)}"
-            )
-        store = self._stores[domain]
-        if not store.meta["heldout"]["documents"]:
-            raise InputError(
-                f"source {domain} ({self.config.sources[domain].path}) holds out no "
-                f"document of its {store.meta['train']['documents']}: set heldout to "
-                "held-out files, or raise heldout_fraction"
-            )
+        store = self._held_out(domain)
+        assert isinstance(store, Store), f"{domain} is a task"
         return store.heldout(self.tokenizer, self.config.heldout_limit)
 
+    def heldout_examples(self, domain: str) -> Examples | None:
+        """The held-out examples of a task; None of a domain of documents.
+
+        Raises:
+          InputError: an unknown domain, or nothing is held out.
+        """
+        store = self._held_out(domain)
+        if isinstance(store, Store):
+            return None
+        return store.heldout.first(self.config.heldout_limit)
+
+    def examples(self, domain: str) -> Examples | None:
+        """The training examples of a task; None of a domain of documents."""
+        found = self._rows_of[domain]
+        return found if isinstance(found, Examples) else None
+
     def calibration(
-        self, count: int, length: int, seed: int
+        self, count: int, length: int, seed: int, sources: Sequence[str] = ()
     ) -> Int32[np.ndarray, "count length"]:
         """Token rows for pruning, from training text only, mixed by weight.
+
+        Those of a task are cut from its examples, one after another, prompts and all.
 
         Raises:
           InputError: the training text is shorter than one row.
         """
         if count < 1:
             raise InputError(f"calibration needs at least 1 row, got count {count}")
-        rows: Any = self._rows(length, _seed(seed, "", "calibration")).batch(
-            count, drop_remainder=True
-        )[0]
-        return np.asarray(self._assemble(rows, length).tokens)
+        pool = {name: self._streams[name] for name in self._names(sources)}
+        dataset = self._rows(pool, length, _seed(seed, "", "calibration"))
+        rows: Any = dataset.batch(count, drop_remainder=True)[0]
+        isolate = self.config.isolate_documents
+        return np.asarray(_assemble(pool, rows, length, isolate).tokens)
 
-    def _rows(self, seq_len: int, seed: int) -> "grain.MapDataset":
+    def _names(self, sources: Sequence[str]) -> tuple[str, ...]:
+        """These sources, or all, in the order of the config."""
+        for name in sources:
+            self._store(name)
+        return tuple(name for name in self.domains if not sources or name in sources)
+
+    def _store(self, domain: str) -> Store | ExampleStore:
+        if domain not in self._stores:
+            raise InputError(
+                f"{domain!r} is not a domain of this data: choose one of "
+                f"{list(self.domains)}"
+            )
+        return self._stores[domain]
+
+    def _held_out(self, domain: str) -> Store | ExampleStore:
+        store = self._store(domain)
+        if not store.meta["heldout"]["documents"]:
+            raise InputError(
+                f"source {domain} ({self.config.sources[domain].path}) holds out no "
+                f"document of its {store.meta['train']['documents']}: set heldout to "
+                "held-out files, or raise heldout_fraction"
+            )
+        return store
+
+    def _rows(
+        self, pool: Mapping[str, Stream | Examples], seq_len: int, seed: int
+    ) -> "grain.MapDataset":
         """The endless mixture as (number of the source, number of its row)."""
         import grain
 
         if seq_len < 1:
             raise InputError(f"seq_len must be at least 1, got {seq_len}")
         parts = []
-        for number, (name, stream) in enumerate(self._streams.items()):
+        for number, (name, stream) in enumerate(pool.items()):
             count = stream.num_rows(seq_len)
             if count < 1:
-                raise InputError(
-                    f"source {name} ({self.config.sources[name].path}) has "
-                    f"{len(stream.tokens)} training tokens, fewer than one row of "
-                    f"{seq_len} + 1: shorten seq_len, or add text"
-                )
+                raise self._too_short(name, stream, seq_len)
             rows = grain.MapDataset.range(count).seed(_seed(seed, name, "rows"))
             rows = rows.shuffle().repeat(None)
             parts.append(rows.map(lambda row, number=number: (number, row)))
-        weights = [self.config.sources[name].weight for name in self._streams]
+        weights = [self.config.sources[name].weight for name in pool]
         return grain.MapDataset.mix(parts, weights)
 
-    def _assemble(self, rows: tuple[np.ndarray, np.ndarray], seq_len: int) -> Batch:
-        source_B, row_B = rows
-        batch = Batch(
-            *(np.empty((len(row_B), seq_len), dtype) for dtype in _BATCH_DTYPES)
+    def _too_short(
+        self, name: str, stream: Stream | Examples, seq_len: int
+    ) -> InputError:
+        where = f"source {name} ({self.config.sources[name].path})"
+        if isinstance(stream, Examples):
+            return InputError(
+                f"{where}: none of its {len(stream.lengths)} training examples fits "
+                f"into a row of {seq_len} tokens: raise seq_len, or set too_long to "
+                "'truncate'"
+            )
+        return InputError(
+            f"{where} has {len(stream.tokens)} training tokens, fewer than one row of "
+            f"{seq_len} + 1: shorten seq_len, or add text"
         )
-        for number, stream in enumerate(self._streams.values()):
-            (places,) = np.nonzero(source_B == number)
-            if places.size:
-                part = packing.pack_rows(
-                    stream,
-                    row_B[places],
-                    seq_len=seq_len,
-                    isolate_documents=self.config.isolate_documents,
-                )
-                for whole, some in zip(batch, part, strict=True):
-                    whole[places] = some
-        return batch
-
-    def _fingerprint(self) -> dict[str, Any]:
-        sources, corpus = {}, None
-        for name, store in self._stores.items():
-            source, meta = self.config.sources[name], store.meta
-            heldout = {"documents": 0, "bytes": 0, "tokens": 0}
-            if meta["heldout"]["documents"]:
-                limit = self.config.heldout_limit
-                ids, nbytes = store.heldout(self.tokenizer, limit)
-                heldout = {
-                    "documents": len(store.heldout_documents(limit)),
-                    "bytes": int(nbytes.sum()),
-                    "tokens": len(ids),
-                }
-            sources[name] = {
-                "path": source.path,
-                "weight": source.weight,
-                "sha256": meta["sha256"],
-                "train": meta["train"] | {"tokens": meta["tokens"]},
-                "heldout": heldout,
-            }
-            corpus = corpus or meta["corpus"]
-        return {
-            "python": platform.python_version(),
-            "tokenizer": {
-                "path": self.config.tokenizer,
-                "sha256": self.tokenizer.fingerprint,
-                "vocab_size": self.tokenizer.vocab_size,
-            },
-            "corpus": corpus,
-            "sources": sources,
-        }
 
 
-def prepare(config: DataConfig, *, progress: bool = True) -> Dataset:
-    """Reads, tokenises and caches the data of a run.
+def document_seed(config: DataConfig, name: str) -> int:
+    """Of the order in which a source's documents, or its examples, are laid out."""
+    return _seed(config.seed, name, "documents")
 
-    Args:
-      config: what to read.
-      progress: show progress bars if there is a terminal (pass False on all processes
-        but the first).
 
-    Raises:
-      InputError: data that cannot be read, a bad tokenizer, or an unwritable cache.
-
-    Example:
-      >>> dataset = prepare(DataConfig(vocab_size=512))
-      >>> dataset.domains
-      ('code', 'prose')
-      >>> next(dataset.batches(batch_size=8, seq_len=64, seed=0)).tokens.shape
-      (8, 64)
-    """
-    cache_dir = Path(config.cache_dir) if config.cache_dir else default_cache_dir()
-    shards = {name: source_shards(source) for name, source in config.sources.items()}
-    if config.tokenizer == "bpe":
-        weights = {name: source.weight for name, source in config.sources.items()}
-        tokenizer = bpe.trained_tokenizer(shards, weights, config.vocab_size, cache_dir)
-    else:
-        tokenizer = load_tokenizer(config.tokenizer)
-    stores = {
-        name: build_store(
-            shards[name], tokenizer, cache_dir, name=name, progress=progress
-        )
-        for name in config.sources
-    }
-    return Dataset(config, tokenizer, stores)
+def _assemble(
+    pool: Mapping[str, Stream | Examples],
+    rows: tuple[np.ndarray, np.ndarray],
+    seq_len: int,
+    isolate_documents: bool,
+) -> Batch:
+    """The batch of rows that are named by (number of the source, number of its row)."""
+    source_B, row_B = rows
+    batch = Batch(*(np.empty((len(row_B), seq_len), dtype) for dtype in _BATCH_DTYPES))
+    for number, stream in enumerate(pool.values()):
+        (places,) = np.nonzero(source_B == number)
+        if places.size:
+            part = stream.pack(
+                row_B[places], seq_len=seq_len, isolate_documents=isolate_documents
+            )
+            for whole, some in zip(batch, part, strict=True):
+                whole[places] = some
+    return batch
 
 
 def _seed(seed: int, name: str, purpose: str) -> int:

@@ -15,7 +15,8 @@ from typing import Any
 
 from sparse_jax.types import InputError
 
-_UNREADABLE = (OSError, EOFError, zlib.error)  # gzip raises all of them
+UNREADABLE = (OSError, EOFError, zlib.error)
+"""What reading a file may raise; gzip raises all of them."""
 
 
 def read_text(
@@ -27,10 +28,10 @@ def read_text(
     longer file the first `limit` bytes are read, to the last whole character.
     """
     try:
-        with _open(path) as file:
+        with open_file(path) as file:
             content = file.read(-1 if limit is None else limit)
-    except _UNREADABLE as error:
-        raise _unreadable(path, error) from error
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
     text = _decode(content, path, cut=limit is not None and len(content) == limit)
     if separator is None:
         yield text
@@ -41,12 +42,12 @@ def read_text(
 def read_jsonl(path: str, field: str = "text") -> Iterator[str]:
     """One document per line (.gz too): the `field` of the line's JSON object."""
     try:
-        with _open(path) as file:
+        with open_file(path) as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield _json_field(line, field, f"{path}:{number}")
-    except _UNREADABLE as error:
-        raise _unreadable(path, error) from error
+    except UNREADABLE as error:
+        raise unreadable(path, error) from error
 
 
 def read_parquet(path: str, field: str = "text") -> Iterator[str]:
@@ -69,7 +70,7 @@ def read_parquet(path: str, field: str = "text") -> Iterator[str]:
                 for text in file.read_row_group(group, columns=[field])[field]:
                     yield text.as_py() or ""
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def read_array_record(path: str, field: str = "text") -> Iterator[str]:
@@ -89,7 +90,7 @@ def read_array_record(path: str, field: str = "text") -> Iterator[str]:
     except (OSError, RuntimeError, ValueError, IndexError) as error:
         if isinstance(error, InputError):
             raise
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def read_tfds(path: str, field: str = "text") -> Iterator[str]:
@@ -109,9 +110,10 @@ def read_tfds(path: str, field: str = "text") -> Iterator[str]:
         for index in range(len(source)):
             value = source[index][field]
             where = f"{path}: example {index}"
-            yield _text(value.decode() if isinstance(value, bytes) else value, where)
+            text = value.decode() if isinstance(value, bytes) else value
+            yield whole_text(text, where)
     except (OSError, NotImplementedError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 READERS: Mapping[str, Callable[[str, str], Iterator[str]]] = {
@@ -156,7 +158,8 @@ def _tfds_builder(path: str) -> tuple[Any, str]:
     return builder, split
 
 
-def _open(path: str):
+def open_file(path: str):
+    """Opens a file, also a compressed one, for reading bytes."""
     return gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
 
 
@@ -168,15 +171,21 @@ def _is_json(record: bytes) -> bool:
     return True
 
 
-def _json_field(line: bytes, field: str, where: str) -> str:
+def parse_json(content: bytes, where: str) -> Any:
+    """The value of a line, or of a file, of JSON."""
+    text = _decode(content, where)
     try:
-        value = json.loads(_decode(line, where))
-    except (json.JSONDecodeError, RecursionError) as error:
-        shown = line[:40].decode(errors="replace").strip()
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # also a number of 5000 digits
+        shown = content[:40].decode(errors="replace").strip()
         raise InputError(
             f"{where}: expected one JSON object per line, found {shown!r} ({error}): "
             "repair the line, or set format"
         ) from error
+
+
+def _json_field(line: bytes, field: str, where: str) -> str:
+    value = parse_json(line, where)
     if not isinstance(value, dict):
         raise InputError(
             f"{where}: expected a JSON object, found a {type(value).__name__}: put the "
@@ -190,7 +199,7 @@ def _json_field(line: bytes, field: str, where: str) -> str:
             f"{where}: field {field!r} must be a string, found "
             f"{type(text).__name__}: name another field"
         )
-    return _text(text or "", where)
+    return whole_text(text or "", where)
 
 
 def _decode(content: bytes, where: str, hint: str = "", cut: bool = False) -> str:
@@ -210,8 +219,12 @@ def _decode(content: bytes, where: str, hint: str = "", cut: bool = False) -> st
         ) from error
 
 
-def _text(text: str, where: str) -> str:
-    """JSON can spell half of a surrogate pair, which is no character at all."""
+def whole_text(text: str, where: str) -> str:
+    """The text; JSON can spell half of a surrogate pair, which is no character at all.
+
+    Raises:
+      InputError: it holds such a half.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -228,6 +241,7 @@ def _missing(where: str, field: str, found: list[str]) -> InputError:
     )
 
 
-def _unreadable(path: str, error: Exception) -> InputError:
+def unreadable(path: str, error: Exception) -> InputError:
+    """The sentence for a file that cannot be read."""
     reason = str(error).strip().split("\n")[0]
     return InputError(f"{path} cannot be read ({reason}): check the file")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args
 
-from sparse_jax.data import corpus, readers
+from sparse_jax.data import corpus, readers, records, tasks
 from sparse_jax.types import InputError
 
 Format = Literal["auto", "text", "jsonl", "parquet", "array_record", "tfds", "embedded"]
@@ -36,6 +36,10 @@ class SourceConfig:
         (`**` too) or a directory, which is searched for files of a known format.
       format: how to read it; `auto` goes by prefix and suffix.
       field: the field of a JSON line, Parquet column or TFDS feature with the text.
+      task: name in `tasks` of what the records are; the source then gives whole
+        conversations to fine-tune on in place of documents. None: documents.
+      template: of a task's conversations, see `chat.chat_template`; None: the task's.
+      too_long: of a task: an example that no row can hold is dropped or truncated.
       separator: what stands between the documents of a text file, such as TinyStories'
         `<|endoftext|>`; it belongs to none. None: a text file is one document.
       weight: share of the rows in the mixture, relative to the other sources.
@@ -48,6 +52,9 @@ class SourceConfig:
     path: str = "embedded:code"
     format: Format = "auto"
     field: str = "text"
+    task: str | None = None
+    template: str | None = None
+    too_long: Literal["drop", "truncate"] = "drop"
     separator: str | None = None
     weight: float = 1.0
     heldout: str | None = None
@@ -64,6 +71,13 @@ class SourceConfig:
                 f"heldout_fraction of source {self.path} must be in [0, 1), got "
                 f"{self.heldout_fraction}"
             )
+        if self.task is not None:
+            tasks.find_task(self.task)
+        elif self.template is not None:
+            raise InputError(
+                f"template of source {self.path} renders the conversations of a task: "
+                "set task, or leave template out"
+            )
         if self.separator == "":
             raise InputError(
                 f"separator of source {self.path} must not be empty: leave it out, and "
@@ -79,6 +93,7 @@ class Shard:
       path: where it is.
       format: never "auto".
       field: see `SourceConfig`.
+      task: see `SourceConfig`.
       separator: see `SourceConfig`; text only.
       split: the split of all its documents; None: each by a hash of its text.
       heldout_fraction: see `SourceConfig`.
@@ -87,6 +102,7 @@ class Shard:
     path: str
     format: Format
     field: str = "text"
+    task: str | None = None
     separator: str | None = None
     split: corpus.Split | None = "train"
     heldout_fraction: float = 0.0
@@ -119,11 +135,25 @@ class Shard:
                 f"{self.path} holds no text: remove it or name another path"
             )
 
+    def conversations(self) -> Iterator[tuple[corpus.Split, tasks.Turns, str]]:
+        """Streams (split, turns, place) of a task's records.
+
+        Equal first questions land in the same split, however they are answered.
+
+        Raises:
+          InputError: the shard cannot be read, or a record is not the task's.
+        """
+        task = tasks.find_task(self.task or "")
+        for place, record in records.read_records(self.path):
+            turns = task.read(record, place)
+            asked = next((t["content"] for t in turns if t["role"] == "user"), place)
+            split = self.split or _hash_split(asked, self.heldout_fraction)
+            yield split, turns, place
+
     def identity(self) -> str:
         """A string that changes when the documents may have changed."""
         parts = [self.format, self.field, self.split, self.heldout_fraction]
-        if self.separator is not None:
-            parts.append(self.separator)
+        parts += [own for own in (self.separator, self.task) if own is not None]
         if self.format == "embedded":
             return repr([self.path, corpus.corpus_identity()])
         if self.format == "tfds":
@@ -134,9 +164,8 @@ class Shard:
 
     def corpus(self) -> dict | None:
         """The fingerprint of the embedded corpus; None for other data."""
-        if self.format == "embedded":
-            return corpus.load_corpus().fingerprint
-        return None
+        embedded = self.format == "embedded"
+        return corpus.load_corpus().fingerprint if embedded else None
 
     def text_bytes(self) -> int | None:
         """About how much text there is to read, None where the file does not tell."""
@@ -178,6 +207,13 @@ def source_shards(config: SourceConfig) -> list[Shard]:
 
 def _separated(config: SourceConfig, path: str) -> list[Shard]:
     shards = find_shards(path, config.format, config.field)
+    for shard in shards:
+        if config.task is not None and shard.format not in ("jsonl", "parquet"):
+            raise InputError(
+                f"source {config.path} is of task {config.task!r}, but {shard.path} is "
+                f"read as {shard.format}: name JSON lines or Parquet files"
+            )
+    shards = [dataclasses.replace(shard, task=config.task) for shard in shards]
     if config.separator is None:
         return shards
     for shard in shards:

@@ -2,19 +2,14 @@
 
 A store is a directory: `tokens.bin` (uint16 or uint32, documents one after another,
 each ended by the tokenizer's separator), `lengths.bin` (int64, one per document),
-`heldout.jsonl` (held-out texts) and `meta.json`. It is named by a hash of its inputs,
-built shard by shard, and renamed into place when it is whole: a killed build goes on at
-the first unfinished shard, and of two processes one builds while the other waits.
+`heldout.jsonl` (held-out texts) and `meta.json`, made as `cached` says.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +18,9 @@ import numpy as np
 from jaxtyping import Int32, Int64, UInt
 from tqdm.auto import tqdm
 
+from sparse_jax.data import cached
 from sparse_jax.data.sources import Shard
 from sparse_jax.data.tokenizer import Tokenizer
-from sparse_jax.types import InputError
 
 SEPARATOR = "\n\n"
 """What held-out documents are joined with into one text."""
@@ -70,24 +65,32 @@ class Store:
         self, tokenizer: Tokenizer, limit: int | None
     ) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
         """The held-out stream: ids and bytes per token, see `Dataset.heldout`."""
-        cached = self.path / f"heldout-{limit}.npy"
-        if not cached.exists():
+        kept = self.path / f"heldout-{limit}.npy"
+        if not kept.exists():
             text = SEPARATOR.join(self.heldout_documents(limit))
             stream = np.stack(tokenizer.encode_with_bytes(text))
-            temporary = cached.with_suffix(f".{os.getpid()}.tmp")
+            temporary = kept.with_suffix(f".{os.getpid()}.tmp")
             try:
                 with open(temporary, "wb") as file:
                     np.save(file, stream)
-                os.replace(temporary, cached)
+                os.replace(temporary, kept)
             except OSError as error:
-                _log.info("%s is not cached: %s", cached, error)
+                _log.info("%s is not cached: %s", kept, error)
                 temporary.unlink(missing_ok=True)
             return stream[0], stream[1]
         try:
-            ids, nbytes = np.load(cached, allow_pickle=False)
+            ids, nbytes = np.load(kept, allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise _damaged(cached, error) from error
+            raise cached.damaged(kept, error) from error
         return ids, nbytes
+
+    def heldout_counts(self, tokenizer: Tokenizer, limit: int | None) -> dict[str, int]:
+        """Documents, bytes and tokens that `heldout` gives; zeros where it has none."""
+        if not self.meta["heldout"]["documents"]:
+            return {"documents": 0, "bytes": 0, "tokens": 0}
+        ids, nbytes = self.heldout(tokenizer, limit)
+        documents = len(self.heldout_documents(limit))
+        return {"documents": documents, "bytes": int(nbytes.sum()), "tokens": len(ids)}
 
 
 def build_store(
@@ -116,83 +119,12 @@ def build_store(
         tokenizer.fingerprint,
         *(shard.identity() for shard in shards),
     ]
-    key = hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
-    final = cache_dir / "tokens" / key
-    if not final.exists():
-        with writing(cache_dir), _locked(final.with_suffix(".lock")):
-            if not final.exists():  # another process may have built it meanwhile
-                _build(shards, tokenizer, final, name, progress)
-    return _load(final)
 
+    def write(shard: Shard, folder: Path, bar: tqdm) -> None:
+        _tokenise(shard, tokenizer, folder, bar)
 
-@contextlib.contextmanager
-def writing(cache_dir: Path) -> Iterator[None]:
-    """Turns a read-only or full disk into one clear sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"cache directory {cache_dir} cannot be written ({error.strerror or error}"
-            "): free some space, or set data.cache_dir"
-        ) from error
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock that the system drops with the process, however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:  # some network file systems have no locks
-            _log.warning(
-                "%s: no lock (%s); build from one process at a time", path, error
-            )
-        yield
-
-
-def _build(
-    shards: Sequence[Shard],
-    tokenizer: Tokenizer,
-    final: Path,
-    name: str,
-    progress: bool,
-) -> None:
-    parts_dir = final.with_suffix(".parts")
-    parts_dir.mkdir(parents=True, exist_ok=True)
-    bar = tqdm(
-        desc=f"tokenise {name}",
-        total=_text_bytes(shards),
-        unit="B",
-        unit_scale=True,
-        disable=None if progress else True,  # None: off unless on a terminal
-        leave=False,
-    )
-    parts = []
-    with bar:
-        for number, shard in enumerate(shards):
-            part = parts_dir / f"{number:06d}"
-            if not part.exists():
-                temporary = part.with_suffix(".tmp")
-                shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir()
-                _tokenise(shard, tokenizer, temporary, bar)
-                os.replace(temporary, part)
-            parts.append(part)
-    whole = parts[0]
-    if len(parts) > 1:
-        whole = parts_dir / "merged.tmp"
-        shutil.rmtree(whole, ignore_errors=True)
-        whole.mkdir()
-        _merge(parts, whole)
-    os.replace(whole, final)
-    shutil.rmtree(parts_dir, ignore_errors=True)
-
-
-def _text_bytes(shards: Sequence[Shard]) -> int | None:
-    sizes = [shard.text_bytes() for shard in shards]
-    known = [size for size in sizes if size is not None]
-    return sum(known) if len(known) == len(sizes) else None
+    options = {"name": name, "write": write, "merge": _merge, "progress": progress}
+    return _load(cached.find_or_build(shards, identity, cache_dir, **options))
 
 
 def _tokenise(shard: Shard, tokenizer: Tokenizer, folder: Path, bar: tqdm) -> None:
@@ -244,11 +176,7 @@ def _groups(shard: Shard) -> Iterator[list[tuple[str, str]]]:
 
 def _merge(parts: Sequence[Path], folder: Path) -> None:
     """Concatenates the stores of shards into one."""
-    for name in ("tokens.bin", "lengths.bin", "heldout.jsonl"):
-        with open(folder / name, "wb") as target:
-            for part in parts:
-                with open(part / name, "rb") as source:
-                    shutil.copyfileobj(source, target, 1 << 22)
+    cached.concatenate(parts, folder, ("tokens.bin", "lengths.bin", "heldout.jsonl"))
     metas = [json.loads((part / "meta.json").read_text()) for part in parts]
     digest = hashlib.sha256("".join(meta["sha256"] for meta in metas).encode())
     merged = {
@@ -269,29 +197,13 @@ def _merge(parts: Sequence[Path], folder: Path) -> None:
 def _load(folder: Path) -> Store:
     try:
         meta = json.loads((folder / "meta.json").read_text())
-        tokens = _map(folder / "tokens.bin", np.dtype(meta["dtype"]), meta["tokens"])
+        tokens = cached.map_array(
+            folder / "tokens.bin", np.dtype(meta["dtype"]), meta["tokens"]
+        )
         documents = meta["train"]["documents"]
-        lengths = _map(folder / "lengths.bin", np.dtype("<i8"), documents)
+        lengths = cached.map_array(folder / "lengths.bin", np.dtype("<i8"), documents)
         if lengths.sum() != meta["tokens"] or (lengths < 1).any():
             raise ValueError("lengths.bin does not fit tokens.bin")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(folder, error) from error
+        raise cached.damaged(folder, error) from error
     return Store(path=folder, tokens=tokens, lengths=lengths, meta=meta)
-
-
-def _damaged(path: Path, error: Exception) -> InputError:
-    return InputError(
-        f"cached tokens in {path} are damaged ({error}): delete them, they will be "
-        "built again"
-    )
-
-
-def _map(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
-    size = os.path.getsize(path)
-    if size != count * dtype.itemsize:
-        raise ValueError(
-            f"{path.name} has {size} bytes, expected {count * dtype.itemsize}"
-        )
-    if count == 0:  # cannot be mapped
-        return np.zeros(0, dtype)
-    return np.memmap(path, dtype, mode="r")

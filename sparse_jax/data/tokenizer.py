@@ -10,13 +10,13 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tokenizers
 from jaxtyping import Int32
 
 from sparse_jax.data import spans
+from sparse_jax.data.special_tokens import special_tokens
 from sparse_jax.types import InputError
 
 Ids = Int32[np.ndarray, " n"]
@@ -24,12 +24,12 @@ Ids = Int32[np.ndarray, " n"]
 _GROUP_CHARS = 4_000_000
 
 # What stands beside the vocabulary in a Hugging Face directory.
-_COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
-# Used only where no file names the special tokens.
-_USUAL_NAMES = {
-    "bos_token": ("<s>", "<|begin_of_text|>", "<|endoftext|>"),
-    "eos_token": ("</s>", "<|end_of_text|>", "<|endoftext|>"),
-}
+_COMPANIONS = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+)
 
 
 class Tokenizer(abc.ABC):
@@ -79,6 +79,10 @@ class Tokenizer(abc.ABC):
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of a sequence of ids; special tokens are spelled out."""
 
+    @abc.abstractmethod
+    def piece(self, token: int) -> str:
+        """How a token is spelled; a special one as templates write it."""
+
     def encode(self, text: str) -> Ids:
         """The ids of a text, int32 [n]."""
         return self.encode_batch([text])[0]
@@ -114,7 +118,7 @@ class JsonTokenizer(Tokenizer):
                 f"{where} holds an empty vocabulary: use another tokenizer"
             )
         self.vocab_size = max(vocab.values()) + 1
-        special = _special_tokens(self.files, vocab, where)
+        special = special_tokens(self.files, vocab, where)
         self.bos_id, self.eos_id = special["bos_token"], special["eos_token"]
         self._spec = json.loads(self.files["tokenizer.json"])
         self._bytes = spans.ByteTable(self._spec, vocab)
@@ -149,6 +153,10 @@ class JsonTokenizer(Tokenizer):
         """See `Tokenizer.decode`."""
         plain: list[int] = np.asarray(ids, np.int64).tolist()
         return self._tokenizer.decode(plain, skip_special_tokens=False)
+
+    def piece(self, token: int) -> str:
+        """See `Tokenizer.piece`."""
+        return self._tokenizer.id_to_token(token) or ""
 
     def _encode_pieces(self, pieces: Sequence[str]) -> Iterator[Ids]:
         for _, group in _groups(pieces):
@@ -195,6 +203,10 @@ class SentencePieceTokenizer(Tokenizer):
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """See `Tokenizer.decode`."""
         return self._processor.Decode(np.asarray(ids, np.int64).tolist())
+
+    def piece(self, token: int) -> str:
+        """See `Tokenizer.piece`."""
+        return self._processor.IdToPiece(token)
 
     def _offsets(self, text: str) -> list[tuple[int, int]]:
         return self._processor.EncodeAsOffsetMapping(text)["offsets"]
@@ -246,36 +258,6 @@ def _parse(content: bytes, where: str) -> tokenizers.Tokenizer:
             f"{where} is not a tokenizer.json that the tokenizers library can read "
             f"({error}): check the file"
         ) from error
-
-
-def _special_tokens(
-    files: Mapping[str, bytes], vocab: Mapping[str, int], where: str
-) -> dict[str, int | None]:
-    """The ids of bos and eos, by the files beside tokenizer.json or by usual names."""
-    named: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if name in files:
-            try:
-                named |= json.loads(files[name])
-            except (ValueError, TypeError) as error:
-                raise InputError(
-                    f"{name} beside {where} is not a JSON object ({error}): repair or "
-                    "remove it"
-                ) from error
-    special = {}
-    for role, usual in _USUAL_NAMES.items():
-        if role in named:
-            token = named[role]
-            token = token.get("content") if isinstance(token, dict) else token
-            if token is not None and token not in vocab:
-                raise InputError(
-                    f"tokenizer_config.json beside {where} names {role} {token!r}, "
-                    "which is not in the vocabulary: correct the name"
-                )
-        else:
-            token = next((name for name in usual if name in vocab), None)
-        special[role] = None if token is None else vocab[token]
-    return special
 
 
 def _concatenate(arrays: list[np.ndarray]) -> np.ndarray:

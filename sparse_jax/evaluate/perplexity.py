@@ -154,21 +154,31 @@ def evaluation(
     Raises:
       InputError: the sum is NaN or infinite.
     """
+    windows, window = nbytes_WN.shape
+    total_bytes = int(nbytes_WN[:, 1:].sum(dtype=np.int64))
+    return from_counts(total, windows * (window - 1), total_bytes, window, source)
+
+
+def from_counts(
+    total: float, tokens: int, nbytes: int, window: int, source: dict[str, str]
+) -> Evaluation:
+    """The numbers of a summed loss over so many predicted tokens, and their bytes.
+
+    Raises:
+      InputError: the sum is NaN or infinite.
+    """
     if not math.isfinite(total):
         raise InputError(
             f"{source['data'] or 'evaluation'}: the loss is {total}; the weights hold "
             "NaN or overflow, so use an earlier checkpoint or a wider dtype"
         )
-    windows, window = nbytes_WN.shape
-    tokens = windows * (window - 1)
-    total_bytes = int(nbytes_WN[:, 1:].sum(dtype=np.int64))
     loss = total / tokens
     return Evaluation(
         loss=loss,
         perplexity=math.exp(loss) if loss < 700 else math.inf,
-        bits_per_byte=total / (math.log(2) * total_bytes),
+        bits_per_byte=total / (math.log(2) * nbytes),
         tokens=tokens,
-        bytes=total_bytes,
+        bytes=nbytes,
         window=window,
         stride=window,
         **source,

@@ -7,19 +7,24 @@ to rounding.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from sparse_jax.infer.request import Clock, Rates, Request, end_of
 from sparse_jax.infer.runner import Runner
 from sparse_jax.infer.sample import Sampling, Settings, stack
+from sparse_jax.infer.text import TextStream
+from sparse_jax.io import PackedModel
 from sparse_jax.models import cache as caches
 from sparse_jax.models.cache import Cache
 
 
 def run(
-    runner: Runner, requests: Sequence[Request], size: int
+    runner: Runner,
+    requests: Sequence[Request],
+    size: int,
+    progress: Callable[[int], object] | None = None,
 ) -> tuple[list[list[int]], Rates]:
     """Writes the continuation of every request.
 
@@ -27,20 +32,43 @@ def run(
       runner: what writes.
       requests: at least one.
       size: the most that are worked on together.
+      progress: told how many requests have been finished since it was last told.
 
     Returns:
       The tokens written for each request, an end of sequence included; and the rates.
     """
     batch = _Batch(runner, requests, size)
-    rates, compiled = Rates(), runner.compile_seconds
+    rates, compiled, finished = Rates(), runner.compile_seconds, 0
     while batch.busy:
         clock = Clock(runner)
         rates.prompt_tokens += batch.admit()
         rates.prompt_seconds += clock.lap()
         rates.tokens += batch.advance()
         rates.seconds += clock.lap()
+        if progress is not None:
+            finished, before = len(requests) - batch.unfinished, finished
+            progress(finished - before)
     rates.compile_seconds = runner.compile_seconds - compiled
     return batch.written, rates
+
+
+class StopWatch:
+    """Looks for the stop texts of a request in what is written."""
+
+    def __init__(self, model: PackedModel, request: Request):
+        """Starts behind the prompt; the model has a tokenizer."""
+        assert model.tokenizer is not None  # `make_request` has seen to it
+        self._stop = request.stop
+        self._stream = TextStream(model.tokenizer, request.ids)
+        self._tail = ""
+
+    def sees(self, token: int) -> bool:
+        """Whether the text holds a stop text, now that a token has been added."""
+        self._tail += self._stream.push(token)
+        found = any(end in self._tail for end in self._stop)
+        # One that the next token completes begins at most so far back.
+        self._tail = self._tail[-max(map(len, self._stop)) :]
+        return found
 
 
 class _Batch:
@@ -56,11 +84,21 @@ class _Batch:
         self._capacity = caches.capacity_for(longest, self._config)
         self._cache = self._empty(len(self._slots))
         self._settings: Settings = {}
+        self._watches = {
+            number: StopWatch(runner.model, request)
+            for number, request in enumerate(requests)
+            if request.stop
+        }
 
     @property
     def busy(self) -> bool:
         """Whether any request is not finished."""
-        return bool(self._waiting) or any(slot is not None for slot in self._slots)
+        return self.unfinished > 0
+
+    @property
+    def unfinished(self) -> int:
+        """Requests that wait or are worked on."""
+        return len(self._waiting) + len(self._active())
 
     def admit(self) -> int:
         """Fills empty slots with requests that wait; returns the tokens read."""
@@ -114,7 +152,9 @@ class _Batch:
     def _accept(self, slot: int, number: int, token: int) -> None:
         self.written[number].append(token)
         allowed = self._requests[number].max_tokens
-        if token == self._end or len(self.written[number]) == allowed:
+        watch = self._watches.get(number)
+        stopped = token == self._end or (watch is not None and watch.sees(token))
+        if stopped or len(self.written[number]) == allowed:
             self._slots[slot] = None
 
     def _shrink(self) -> None:

@@ -1,7 +1,7 @@
 """Text from a packed model."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -16,6 +16,7 @@ from sparse_jax.infer.request import (
     Rates,
     Request,
     Token,
+    cut,
     end_of,
     make_request,
 )
@@ -106,6 +107,8 @@ class Engine:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
+        stop: Sequence[str] = (),
+        progress: Callable[[int], object] | None = None,
     ) -> list[Completion]:
         """Continues many prompts together, as `stream` would each of them.
 
@@ -117,9 +120,12 @@ class Engine:
           top_k: as of `stream`.
           top_p: as of `stream`.
           seed: of the first prompt; the next one has the next seed.
+          stop: texts that end a continuation early, and are no part of it.
+          progress: told again and again how many more prompts are done.
 
         Raises:
-          InputError: see `stream`; or there is no prompt.
+          InputError: see `stream`; or there is no prompt, a stop text is empty, or
+            there are stop texts for a model without a tokenizer.
         """
         if not prompts or batch_size < 1:
             raise InputError(
@@ -130,8 +136,10 @@ class Engine:
         requests = []
         for number, prompt in enumerate(prompts):
             sampling = dataclasses.replace(first, seed=(seed + number) % 2**32)
-            requests.append(make_request(self.model, prompt, max_tokens, sampling))
-        written, self.rates = batch.run(self._runner, requests, batch_size)
+            requests.append(
+                make_request(self.model, prompt, max_tokens, sampling, stop)
+            )
+        written, self.rates = batch.run(self._runner, requests, batch_size, progress)
         return list(map(self._completion, requests, written))
 
     def forget(self) -> None:
@@ -139,12 +147,14 @@ class Engine:
         self.cache, self._held = None, []
 
     def _completion(self, request: Request, ids: list[int]) -> Completion:
-        stopped = ids[-1] == end_of(self.model)
-        text = _Writer(self.model, request)
+        writer = _Writer(self.model, request)
+        whole = "".join(
+            writer.write(i, k == len(ids)).text for k, i in enumerate(ids, 1)
+        )
+        text = cut(whole, request.stop)
+        stopped = ids[-1] == end_of(self.model) or len(text) < len(whole)
         return Completion(
-            text="".join(
-                text.write(i, k == len(ids)).text for k, i in enumerate(ids, 1)
-            ),
+            text=text,
             ids=tuple(ids),
             prompt_tokens=len(request.ids),
             finish="stop" if stopped else "length",

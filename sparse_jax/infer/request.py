@@ -21,11 +21,13 @@ class Request:
       ids: its tokens, at least one.
       max_tokens: the most that are written, at least one.
       sampling: how they are chosen.
+      stop: texts that end the continuation where the first of them begins.
     """
 
     ids: tuple[int, ...]
     max_tokens: int
     sampling: Sampling
+    stop: tuple[str, ...] = ()
 
     @property
     def length(self) -> int:
@@ -55,10 +57,11 @@ class Completion:
     """How a prompt was continued.
 
     Attributes:
-      text: without the prompt.
-      ids: its tokens; the last is the end of sequence where `finish` is "stop".
+      text: without the prompt, and without the stop text and what follows it.
+      ids: what was written, an end of sequence or the tokens of a stop text included.
       prompt_tokens: number of tokens of the prompt.
-      finish: "stop" or, after as many tokens as were allowed, "length".
+      finish: "stop" at an end of sequence or a stop text, or, after as many tokens as
+        were allowed, "length".
     """
 
     text: str
@@ -126,8 +129,24 @@ def end_of(model: PackedModel) -> int | None:
     return model.config.eos_token_id
 
 
+def cut(text: str, stop: Sequence[str]) -> str:
+    """A text up to the first stop text in it; each of them in turn shortens it.
+
+    Example:
+      >>> cut("4 eggs. Question: why?", ["Question:", "."])
+      '4 eggs'
+    """
+    for end in stop:
+        text = text.split(end)[0]
+    return text
+
+
 def make_request(
-    model: PackedModel, prompt: Prompt, max_tokens: int, sampling: Sampling
+    model: PackedModel,
+    prompt: Prompt,
+    max_tokens: int,
+    sampling: Sampling,
+    stop: Sequence[str] = (),
 ) -> Request:
     """Encodes and checks a prompt.
 
@@ -136,12 +155,17 @@ def make_request(
       prompt: text, before which the tokenizer's first token is put; or ids.
       max_tokens: the most that are written; fewer where the context ends.
       sampling: how they are chosen.
+      stop: see `Engine.generate`.
 
     Raises:
-      InputError: see `Engine.stream`.
+      InputError: see `Engine.stream` and `Engine.generate`.
     """
     if max_tokens < 1:
         raise InputError(f"max_tokens must be >= 1, found {max_tokens}")
+    if isinstance(stop, str) or not all(stop):
+        raise InputError(f"stop must be texts that are not empty, found {stop!r}")
+    if stop and model.tokenizer is None:
+        raise InputError("stop texts need a tokenizer, which the model does not have")
     ids = _encode(model, prompt) if isinstance(prompt, str) else tuple(prompt)
     if not ids:
         raise InputError("the prompt is empty and the tokenizer names no first token")
@@ -155,7 +179,8 @@ def make_request(
         raise InputError(f"the prompt's ids must be in [0, {vocab}), found {ids}")
     # The last token written need not fit: it is not read.
     most = context - len(ids) + 1
-    return Request(ids=ids, max_tokens=min(max_tokens, most), sampling=sampling)
+    max_tokens = min(max_tokens, most)
+    return Request(ids=ids, max_tokens=max_tokens, sampling=sampling, stop=tuple(stop))
 
 
 def _encode(model: PackedModel, prompt: str) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from sparse_jax.io.config_json import config_from_json, config_to_json, load_con
 from sparse_jax.io.directory import check_free, replace_directory
 from sparse_jax.io.export import save
 from sparse_jax.io.huggingface import load
-from sparse_jax.io.locate import check_tokenizer
+from sparse_jax.io.locate import check_tokenizer, locate
 from sparse_jax.io.masks_file import load_masks, save_masks
 from sparse_jax.io.packed_blocks import PackedBlocks
 from sparse_jax.io.packed_file import PackedModel, read_packed
@@ -28,6 +28,7 @@ __all__ = [
     "load",
     "load_config",
     "load_masks",
+    "locate",
     "look_up",
     "open_blocks",
     "read_packed",

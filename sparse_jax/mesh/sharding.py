@@ -27,6 +27,8 @@ SHARDING_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (rf"(.*/)?layers/.*/(o|down)/{_MATRIX}", P(None, "tensor", "fsdp")),
     (r"(.*/)?layers/.*/(q|k|v|gate|up)/scale", P(None, None, "tensor")),
     (r"(.*/)?layers/.*/(o|down)/scale", P(None, None, "fsdp")),
+    (r"(.*/)?layers/.*/lora_a", P(None, "fsdp")),
+    (r"(.*/)?layers/.*/lora_b", P(None, None, "fsdp")),
     (r"(.*/)?layers/.*/(q|k|v|gate|up)/bias", P(None, "tensor")),
     (rf"(.*/)?lm_head/{_MATRIX}", P("fsdp", "tensor")),
     (r".*", P()),

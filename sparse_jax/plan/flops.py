@@ -26,8 +26,9 @@ def executed(job: Job) -> int:
     A device executes an equal share of them, on whatever mesh and in however many
     micro-batches.
     """
+    optimizer = OptimizerConfig(trainable=job.optimizer.trainable)
     plain = dataclasses.replace(
-        job, mesh=MeshConfig(), accumulate=1, optimizer=OptimizerConfig()
+        job, mesh=MeshConfig(), accumulate=1, optimizer=optimizer
     )
     return _executed(plain)
 

@@ -15,6 +15,9 @@ from sparse_jax.models import Compute, LlamaConfig
 from sparse_jax.ops import MaskMode
 from sparse_jax.plan.machines import Machine
 from sparse_jax.recipe import Pretrain, Recipe
+from sparse_jax.recipe.check import root_model
+from sparse_jax.sparsity import adapters
+from sparse_jax.sparsity.adapters import LoraConfig
 from sparse_jax.sparsity.masks import make_masks
 from sparse_jax.train import DistillConfig, OptimizerConfig
 from sparse_jax.tree import Rules
@@ -37,6 +40,7 @@ class Job:
       pattern_rules: which leaves have masks, see `sparsity.masks.make_masks`.
       mask_mode: see `ops.effective_weight`.
       distill: what is learned from a teacher of the same architecture; None = none.
+      lora: adapters, which then are what `optimizer.trainable` says; None = none.
     """
 
     model: LlamaConfig
@@ -50,6 +54,7 @@ class Job:
     pattern_rules: Rules
     mask_mode: MaskMode = "fixed"
     distill: DistillConfig | None = None
+    lora: LoraConfig | None = None
 
     @property
     def tokens(self) -> int:
@@ -79,6 +84,11 @@ class Job:
         return self.distill is not None and self.distill.top_k is None
 
     @property
+    def keeps_features(self) -> bool:
+        """Whether the outputs of both models' blocks are kept and compared."""
+        return self.distill is not None and self.distill.feature_weight > 0
+
+    @property
     def needs(self) -> mesh_lib.Needs:
         """What the axes of the mesh must divide, see `mesh.check`."""
         rows = mesh_lib.batch_needs(self.batch_size, self.accumulate)
@@ -90,22 +100,24 @@ class Job:
         self.model.check_length(self.seq_len)
 
 
-def make_job(recipe: Recipe, machine: Machine, stage: Pretrain | None = None) -> Job:
-    """The step of a recipe's stage on a machine.
+def make_job(recipe: Recipe, machine: Machine) -> Job:
+    """The step of a recipe on a machine.
+
+    It is that of the first stage with a teacher, moving masks or adapters, which needs
+    the most; without such a stage, that of the recipe's shared settings.
 
     Args:
       recipe: the run.
       machine: where; it decides what `auto` means in `recipe.compute`.
-      stage: None = the shared settings of the recipe, with the teacher and the moving
-        masks of its first stage that has them.
 
     Raises:
       InputError: the mesh does not fit the machine, the model or the batch.
     """
-    config = recipe.train if stage is None else recipe.train_config(stage)
-    model = recipe.model if stage is None else stage.model or recipe.model
-    method = stage or _method(recipe)
-    documents = recipe.data.isolate_documents
+    name, method = _method(recipe)
+    config = recipe.train_config(method)
+    shared = name is None and recipe.init is None
+    model = recipe.model if shared else root_model(recipe, name or recipe.final)
+    documents = recipe.isolates_documents(method)
     compute = recipe.compute.on(
         machine.chip.platform, config.seq_len, documents=documents
     )
@@ -116,22 +128,25 @@ def make_job(recipe: Recipe, machine: Machine, stage: Pretrain | None = None) ->
         batch_size=config.batch_size,
         seq_len=config.seq_len,
         accumulate=config.accumulate,
-        optimizer=recipe.train_config(method).optimizer,
+        optimizer=config.optimizer,
         isolate_documents=documents,
         pattern_rules=tuple(recipe.mask_rules(method)),
         mask_mode=method.adaptive.mode if method.adaptive else "fixed",
         distill=method.distill,
+        lora=method.lora,
     )
     job.check(machine.devices)
     return job
 
 
-def _method(recipe: Recipe) -> Pretrain:
-    """The first stage with a teacher or with moving masks; else a plain one."""
-    for stage in recipe.enabled_stages().values():
-        if isinstance(stage, Pretrain) and (stage.distill or stage.adaptive):
-            return stage
-    return Pretrain()
+def _method(recipe: Recipe) -> tuple[str | None, Pretrain]:
+    """The first stage with a teacher, moving masks or adapters; else a plain one."""
+    for name, stage in recipe.enabled_stages().items():
+        if isinstance(stage, Pretrain) and (
+            stage.distill or stage.adaptive or stage.lora
+        ):
+            return name, stage
+    return None, Pretrain()
 
 
 def abstract_state(job: Job) -> State:
@@ -140,6 +155,8 @@ def abstract_state(job: Job) -> State:
 
     def init(params: Any) -> State:
         masks = make_masks(params, job.pattern_rules)
+        if job.lora is not None:
+            params, masks = adapters.add_lora(params, masks, job.lora)
         key = jax.random.key(0)
         mode = job.mask_mode
         return train.init_state(params, masks, job.optimizer, rng=key, mode=mode)
@@ -199,10 +216,13 @@ def placed(tree: Any, mesh: Mesh, *, batch: bool = False) -> Any:
 def batch_bytes(job: Job, mesh: AbstractMesh | Mesh, granule: int = 1) -> int:
     """Bytes of a step's batch on one device; what the step does not read is left out.
 
-    JAX drops the segment ids where documents are not kept apart.
+    JAX drops the segment ids where documents are not kept apart, nor padding told from
+    other tokens.
     """
     read = abstract_batch(job)._asdict()
-    if not job.isolate_documents:
+    tokens = job.distill.feature_tokens if job.distill else None
+    padding = job.keeps_features and tokens == "all"
+    if not job.isolate_documents and not padding:
         del read["segment_ids"]
     rows = NamedSharding(mesh, jax.P(mesh_lib.BATCH))
     return sum(_size(leaf, rows, granule) for leaf in read.values())

@@ -1,13 +1,16 @@
 """Memory of a device by part: exact for what a step holds, estimated for the rest.
 
-The estimate adds up what is alive at the worst moment of a step: gradients, a copy of
-the weights in the compute dtype, what the forward pass keeps for the backward one, and
-the largest of three working sets (a block, the loss, the embedding). `docs/plan.md`
-compares it with what XLA needs.
+The estimate adds up what is alive at the worst moment of a step: gradients of what
+trains, a copy of the weights in the compute dtype, what the forward pass keeps for the
+backward one, with the block outputs of both models where they are compared, and the
+largest of three working sets (a block, the loss, the embedding). Kernels with adapters
+beside them have gradients, too, until those of the factors are formed at the end of the
+backward pass. `docs/plan.md` compares it with what XLA needs.
 """
 
 import dataclasses
 import math
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -20,6 +23,9 @@ from sparse_jax.plan.job import (
     device_bytes,
     teacher_bytes,
 )
+from sparse_jax.sparsity import adapters
+from sparse_jax.train.trainable import partition
+from sparse_jax.types import Params
 
 _LEARNING_RATE = 4
 """An argument of the step, one float32."""
@@ -35,8 +41,9 @@ class Memory:
       moments: of the optimizer.
       batch: tokens and counters.
       teacher: frozen weights, or what is kept of their logits.
-      gradients: of the weights.
-      activations: what the forward pass keeps for the backward one.
+      gradients: of the weights that train.
+      activations: what the forward pass keeps for the backward one, and the features
+        that a loss compares.
       working: the rest: weights in the compute dtype, gathered weights, and what a
         block, the loss or the embedding needs while it is computed.
       compiled: whether XLA gave the sum of the last three, its temporaries.
@@ -96,8 +103,10 @@ def estimate(job: Job, granule: int = 1) -> Memory:
     counters = (state.step, state.rng, state.data)
     params = device_bytes(state.params, mesh, granule)
     counted = device_bytes(counters, mesh, granule) + max(_LEARNING_RATE, granule)
+    trained, _ = partition(state.params, job.optimizer.trainable)
     # With micro-batches, those of the present one stand beside the sum.
-    gradients = params * (2 if job.accumulate > 1 else 1)
+    gradients = device_bytes(trained, mesh, granule) * (2 if job.accumulate > 1 else 1)
+    adapted = device_bytes(_adapted(job, state.params), mesh, granule)
     copy = params * _itemsize(job) // 4 if _itemsize(job) < 4 else 0
     return Memory(
         params=params,
@@ -106,9 +115,17 @@ def estimate(job: Job, granule: int = 1) -> Memory:
         batch=batch_bytes(job, mesh, granule) + counted,
         teacher=teacher_bytes(job, mesh, granule),
         gradients=gradients,
-        activations=_kept(job),
-        working=copy + max(_block(job), _loss(job), _embedding(job)),
+        activations=_kept(job) + _features(job),
+        working=copy + max(_block(job) + adapted, _loss(job), _embedding(job)),
     )
+
+
+def _adapted(job: Job, params: Params) -> dict[str, Any]:
+    """The kernels with adapters beside them, by path."""
+    if job.lora is None:
+        return {}
+    matrices = job.lora.matrices(adapters.split(params)[0])
+    return {f"{node}/kernel": leaf for node, leaf in matrices.items()}
 
 
 def _itemsize(job: Job) -> int:
@@ -145,6 +162,14 @@ def _kept(job: Job) -> int:
         bytes_ += tokens * more * _itemsize(job)
         bytes_ += _scores(job) * (4 + _itemsize(job))
     return job.model.n_layers * bytes_
+
+
+def _features(job: Job) -> int:
+    """The outputs of both models' blocks, where the loss compares them."""
+    if not job.keeps_features:
+        return 0
+    c = job.model
+    return 2 * c.n_layers * job.rows * job.seq_len * c.d_model * _itemsize(job)
 
 
 def _block(job: Job) -> int:

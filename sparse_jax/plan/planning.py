@@ -16,6 +16,7 @@ from sparse_jax.plan.roofline import (
     roofline,
 )
 from sparse_jax.recipe import Pretrain, Recipe
+from sparse_jax.recipe.check import root_model
 
 DAY = 86_400
 OPTIONS = 5
@@ -29,7 +30,8 @@ def plan(recipe: Recipe, machine: Machine, *, estimate: bool = False) -> dict[st
     is set, everything is arithmetic, and `source` in the result says so.
 
     Args:
-      recipe: the run; all its stages are taken to have the step of its shared settings.
+      recipe: the run; its step is that of `make_job`, which other stages are compared
+        with by their operations.
       machine: where it runs.
       estimate: do not compile.
 
@@ -165,20 +167,23 @@ def _step(
 
 
 def _recipe(recipe: Recipe, job: Job, times: Roofline) -> dict[str, Any]:
-    """Tokens and days of every pretrain stage.
+    """Tokens and days of every stage that trains.
 
-    The step of a stage with another model takes as much less time as it has operations.
+    The step of a stage with another model, or with fewer tokens, takes as much less
+    time as it has operations.
     """
-    whole = training_flops_per_token(job.model, job.seq_len)
+    whole = training_flops_per_token(job.model, job.seq_len) * job.tokens
     stages: dict[str, dict[str, Any]] = {}
     for name, stage in recipe.enabled_stages().items():
         if isinstance(stage, Pretrain):
-            steps = recipe.train_config(stage).steps
-            flops = training_flops_per_token(stage.model or job.model, job.seq_len)
-            days = steps * flops / whole / DAY
+            config = recipe.train_config(stage)
+            model = root_model(recipe, name)
+            tokens = config.steps * config.tokens_per_step
+            flops = tokens * training_flops_per_token(model, config.seq_len)
+            days = flops / whole / DAY
             stages[name] = {
-                "steps": steps,
-                "tokens": steps * job.tokens,
+                "steps": config.steps,
+                "tokens": tokens,
                 "days": [days * times.best, days * times.worst],
             }
     return {

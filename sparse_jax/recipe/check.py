@@ -1,13 +1,23 @@
 """What can be known wrong with a recipe before any work starts."""
 
 import dataclasses
+import pathlib
 
 from sparse_jax import io, mesh, models, train
 from sparse_jax.data import Dataset
 from sparse_jax.prune import PruneConfig
-from sparse_jax.recipe.config import Init, OneShot, Pretrain, Prune, Recipe, Stage
-from sparse_jax.recipe.inputs import batches
+from sparse_jax.recipe import ask
+from sparse_jax.recipe.config import Recipe
+from sparse_jax.recipe.inputs import batches, with_length
 from sparse_jax.recipe.simulate import check_report
+from sparse_jax.recipe.stage_kinds import (
+    Evaluate,
+    Init,
+    OneShot,
+    Pretrain,
+    Prune,
+    Stage,
+)
 from sparse_jax.sparsity.masks import check_rule
 from sparse_jax.tree import Rules, leaf_paths, match_rules
 from sparse_jax.types import InputError
@@ -25,12 +35,16 @@ def check(recipe: Recipe) -> None:
 
 def _check_stage(recipe: Recipe, stage: Stage, model: models.LlamaConfig) -> None:
     model.check_length(recipe.evaluate.window)
+    if isinstance(stage, Init) and stage.path in models.sizes.SIZES:
+        raise InputError(f"{stage.path} is a size without weights; name a model")
     if isinstance(stage, Pretrain):
         config = recipe.train_config(stage)
         needs = mesh.batch_needs(config.batch_size, config.accumulate)
         mesh.check_here(recipe.mesh, needs | model.mesh_needs)
         model.check_length(config.seq_len)
         _check_method(recipe, stage, model, config)
+    if isinstance(stage, Evaluate):
+        ask.check(stage)
     for config in _prune_configs(recipe, stage):
         model.check_length(config.sample_length)
         _check_rules(config.pattern_rules(), model)
@@ -52,11 +66,12 @@ def _prune_configs(recipe: Recipe, stage: Stage) -> list[PruneConfig]:
 def root_model(recipe: Recipe, name: str) -> models.LlamaConfig:
     """The architecture that a stage inherits from the root of its chain."""
     root = _root(recipe, name)
-    return (
-        io.load_config(root.path)
-        if isinstance(root, Init)
-        else (root.model or recipe.model)
-    )
+    if isinstance(root, Init):
+        if root.path in models.sizes.SIZES:
+            return models.sizes.get(root.path)
+        directory, _ = io.locate(pathlib.Path(root.path))
+        return with_length(io.load_config(directory), root.max_seq_len)
+    return root.model or recipe.model
 
 
 def _root(recipe: Recipe, name: str) -> Init | Pretrain:
@@ -79,6 +94,8 @@ def _check_method(
     rules = recipe.mask_rules(stage)
     _check_rules(rules, model)
     config.optimizer.pruned_decay.check(config.steps)
+    if stage.lora is not None:
+        stage.lora.matrices(models.abstract_params(model))
     if stage.adaptive is not None:
         stage.adaptive.check(config.steps)
         if stage.adaptive.sparsity is None and not _may_have_masks(recipe, stage):
@@ -128,9 +145,18 @@ def check_data(recipe: Recipe, dataset: Dataset) -> None:
             next(batches(recipe, stage, dataset))
             _check_teacher(recipe, stage, dataset)
         for prune in _prune_configs(recipe, stage)[:1]:
-            dataset.calibration(1, prune.sample_length, prune.seed)
+            sources = recipe.calibration_sources(stage)
+            dataset.calibration(1, prune.sample_length, prune.seed, sources)
+    stages = recipe.enabled_stages().values()
+    _check_heldout(recipe, dataset, {n for s in stages for n in recipe.sources(s)})
+
+
+def _check_heldout(recipe: Recipe, dataset: Dataset, judged: set[str]) -> None:
+    """Raises InputError where held-out documents do not fill a window."""
     window = recipe.evaluate.window
-    for domain in dataset.domains:
+    for domain in sorted(judged):
+        if dataset.heldout_examples(domain) is not None:
+            continue
         found = len(dataset.heldout(domain)[0])
         if found < window:
             raise InputError(
@@ -144,7 +170,8 @@ def _check_teacher(recipe: Recipe, stage: Pretrain, dataset: Dataset) -> None:
     root = _root(recipe, stage.teacher) if stage.teacher else None
     if not isinstance(root, Init):
         return
-    own, used = io.resolve(root.path).tokenizer, dataset.tokenizer
+    # Not `io.resolve`, which would read all of the teacher's weights.
+    own, used = io.open_blocks(root.path, merge=True).tokenizer, dataset.tokenizer
     if own is not None and own.fingerprint != used.fingerprint:
         raise InputError(
             f"stages.{stage.teacher}: the teacher {root.path} has its own tokenizer "

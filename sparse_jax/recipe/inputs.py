@@ -1,5 +1,6 @@
 """What a stage begins with, on the mesh in use: a model, masks, batches."""
 
+import dataclasses
 import pathlib
 from collections.abc import Iterator
 
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 
 from sparse_jax import io, mesh, models
 from sparse_jax.data import Dataset
-from sparse_jax.recipe.config import Pretrain, Recipe
+from sparse_jax.recipe.config import Recipe
+from sparse_jax.recipe.stage_kinds import Finetune, Pretrain
 from sparse_jax.sparsity import adapters
 from sparse_jax.sparsity.masks import make_masks
 from sparse_jax.tree import Rules
@@ -53,6 +55,14 @@ def _random_params(seed: int, model: models.LlamaConfig) -> Params:
     return init(jax.random.key(seed), model)
 
 
+def with_length(
+    config: models.LlamaConfig, max_seq_len: int | None
+) -> models.LlamaConfig:
+    """The architecture, for sequences at least so long."""
+    length = max(config.max_seq_len, max_seq_len or 0)
+    return dataclasses.replace(config, max_seq_len=length)
+
+
 def whole_masks(params: Params, rules: Rules) -> Masks:
     """Masks that keep everything, each where its weight is."""
     shapes = jax.eval_shape(lambda tree: make_masks(tree, rules), params)
@@ -61,6 +71,15 @@ def whole_masks(params: Params, rules: Rules) -> Masks:
         shapes,
         mesh.shardings(mesh.current(), shapes),
     )
+
+
+def example_counts(
+    recipe: Recipe, stage: Finetune, dataset: Dataset
+) -> dict[str, dict[str, int]]:
+    """What became of the training examples of each task, see `data.Plan`."""
+    length = recipe.train_config(stage).seq_len
+    found = {name: dataset.examples(name) for name in recipe.sources(stage)}
+    return {n: e.plan(length).counts for n, e in found.items() if e is not None}
 
 
 def batches(
@@ -73,6 +92,8 @@ def batches(
         batch_size=config.batch_size,
         seq_len=config.seq_len,
         seed=recipe.seed if stage.seed is None else stage.seed,
+        sources=recipe.sources(stage),
+        isolate_documents=recipe.isolates_documents(stage),
         start_step=start_step,
         process_index=index,
         process_count=count,

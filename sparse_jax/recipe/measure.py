@@ -1,9 +1,10 @@
 """What is measured of every model that a recipe makes."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from sparse_jax.data import Dataset
-from sparse_jax.evaluate import evaluate
+from sparse_jax.evaluate import evaluate, evaluate_responses
 from sparse_jax.models import LlamaConfig
 from sparse_jax.recipe.config import Recipe
 from sparse_jax.sparsity import adapters, sparsity_report
@@ -40,23 +41,34 @@ def storage(
 
 
 def heldout(
-    recipe: Recipe, dataset: Dataset, config: LlamaConfig, params: Params
+    recipe: Recipe,
+    dataset: Dataset,
+    config: LlamaConfig,
+    params: Params,
+    sources: Iterable[str],
 ) -> dict[str, dict[str, Any]]:
-    """Every held-out domain's loss, perplexity and bits per byte."""
+    """Loss, perplexity and bits per byte of these held-out domains.
+
+    Of a task's conversations the responses count, and `examples` says how many of them
+    fit into a window, see `data.Plan`; of documents all of the text counts.
+    """
     domains = {}
-    for domain in dataset.domains:
-        ids, nbytes = dataset.heldout(domain)
-        result = evaluate(
-            params,
-            config,
-            ids,
-            nbytes,
-            window=recipe.evaluate.window,
-            batch_size=recipe.evaluate.batch_size,
-            compute=recipe.compute,
-            data=domain,
-            split="heldout",
-            tokenizer=dataset.tokenizer.fingerprint,
-        )
-        domains[domain] = result.numbers()
+    for domain in sources:
+        options: dict[str, Any] = {
+            "window": recipe.evaluate.window,
+            "batch_size": recipe.evaluate.batch_size,
+            "compute": recipe.compute,
+            "data": domain,
+            "split": "heldout",
+            "tokenizer": dataset.tokenizer.fingerprint,
+        }
+        examples = dataset.heldout_examples(domain)
+        if examples is None:
+            ids, nbytes = dataset.heldout(domain)
+            result = evaluate(params, config, ids, nbytes, **options)
+            domains[domain] = result.numbers()
+        else:
+            result = evaluate_responses(params, config, examples, **options)
+            counts = examples.plan(recipe.evaluate.window).counts
+            domains[domain] = result.numbers() | {"examples": counts}
     return domains

@@ -17,13 +17,31 @@ from sparse_jax.data import Dataset, prepare
 from sparse_jax.files import read_json
 from sparse_jax.recipe import workdir
 from sparse_jax.recipe.check import check, check_data, root_model
-from sparse_jax.recipe.config import Pretrain, Recipe, Stage
+from sparse_jax.recipe.config import Recipe
 from sparse_jax.recipe.simulate import simulations
+from sparse_jax.recipe.stage_kinds import Pretrain, Stage
 from sparse_jax.recipe.stages import RESULT, Context, Result, run_stage
 from sparse_jax.report import summary, write_report
 from sparse_jax.schema import to_dict
 
 logger = logging.getLogger(__name__)
+
+_OF_MODELS = (
+    "name",
+    "sparsity_pruned",
+    "sparsity_total",
+    "tokens",
+    "parameters",
+    "domains",
+    "adapter_parameters",
+    "bits_per_weight",
+    "examples",
+    "seconds",
+    "tokens_per_second",
+    "training_flops_dense_equivalent",
+    "training_flops_nonzero",
+)
+"""Fields of a stage's result that the report has of every model."""
 
 
 def run(
@@ -134,22 +152,8 @@ def _report(
     histories = {
         name: [*train.read_metrics(directory / name), _heldout_row(result)]
         for name, result in rows.items()
-        if result["kind"] == "pretrain"
+        if result["kind"] in ("pretrain", "finetune")
     }
-    kept = (
-        "name",
-        "sparsity_pruned",
-        "sparsity_total",
-        "tokens",
-        "parameters",
-        "domains",
-        "adapter_parameters",
-        "bits_per_weight",
-        "seconds",
-        "tokens_per_second",
-        "training_flops_dense_equivalent",
-        "training_flops_nonzero",
-    )
     report = {
         "name": recipe.name,
         "python": fingerprint["python"],
@@ -165,13 +169,17 @@ def _report(
             "seed": recipe.prune.seed,
         },
         "evaluation": to_dict(recipe.evaluate) | {"stride": recipe.evaluate.window},
-        "models": [{k: r[k] for k in kept if k in r} for r in rows.values()],
+        "models": [{k: r[k] for k in _OF_MODELS if k in r} for r in rows.values()],
         "one_shot": [
             {k: v for k, v in row.items() if k != "layers"}
             for result in results.values()
             if result["kind"] == "one_shot"
             for row in result["rows"]
         ],
+        "scores": [
+            row for result in results.values() for row in result.get("scores", [])
+        ],
+        "finetuned": any(r["kind"] == "finetune" for r in results.values()),
         "layers": {
             name: result["layers"] for name, result in rows.items() if result["layers"]
         },

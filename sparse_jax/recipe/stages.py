@@ -18,14 +18,16 @@ from sparse_jax.data import Dataset
 from sparse_jax.evaluate import training_flops_per_token
 from sparse_jax.files import read_json, read_lines, write_json, write_line
 from sparse_jax.prune import PruneConfig, prune
-from sparse_jax.recipe import inputs, measure, training
-from sparse_jax.recipe.config import (
+from sparse_jax.recipe import ask, inputs, measure, training
+from sparse_jax.recipe.config import Recipe
+from sparse_jax.recipe.stage_kinds import (
+    Evaluate,
     Export,
+    Finetune,
     Init,
     OneShot,
     Pretrain,
     Prune,
-    Recipe,
     Stage,
 )
 from sparse_jax.sparsity import adapters
@@ -79,8 +81,10 @@ def run_stage(
     runners = {
         Init: _init,
         Pretrain: _pretrain,
+        Finetune: _finetune,
         Prune: _prune,
         OneShot: _one_shot,
+        Evaluate: ask.run,
         Export: _export,
     }
     parent = {"tokens": 0, "data": 0}
@@ -100,8 +104,9 @@ def run_stage(
 
 def _init(name, stage, context, parent_dir, parent, directory) -> Result:
     found, params = inputs.load(stage.path)
+    config = inputs.with_length(found.config, stage.max_seq_len)
     return _finish(
-        context, directory, found.config, params, found.masks, parent, found.adapter
+        stage, context, directory, config, params, found.masks, parent, found.adapter
     )
 
 
@@ -129,13 +134,22 @@ def _pretrain(name, stage, context, parent_dir, parent, directory) -> Result:
     ]
     params, masks, adapter = training.end(state)
     masks = None if made.whole else masks
-    result = _finish(context, directory, model, params, masks, seen, adapter)
+    result = _finish(stage, context, directory, model, params, masks, seen, adapter)
     return result | {
         "seconds": seconds,
         "tokens_per_second": spent / seconds,
         "training_flops_dense_equivalent": flops[0],
         "training_flops_nonzero": flops[1],
     }
+
+
+def _finetune(name, stage, context, parent_dir, parent, directory) -> Result:
+    """As `_pretrain`, on data that goes on where the last fine-tuning's ended."""
+    own = parent | {"data": parent.get("finetuning_data", 0)}
+    result = _pretrain(name, stage, context, parent_dir, own, directory)
+    counts = inputs.example_counts(context.recipe, stage, context.dataset)
+    places = {"data": parent["data"], "finetuning_data": result["data"]}
+    return result | places | {"examples": counts}
 
 
 def _prune(name, stage, context, parent_dir, parent, directory) -> Result:
@@ -148,14 +162,19 @@ def _prune(name, stage, context, parent_dir, parent, directory) -> Result:
             bar.update(done - bar.n)
             train.stop_if_asked(name)
 
-        params, masks, rows = _run_prune(context, config, found, params, advance)
-    result = _finish(context, directory, found.config, params, masks, parent)
+        params, masks, rows = _run_prune(stage, context, config, found, params, advance)
+    result = _finish(stage, context, directory, found.config, params, masks, parent)
     return result | {"matrices": rows}
 
 
-def _run_prune(context, config: PruneConfig, found: io.Model, params, progress=None):
+def _run_prune(
+    stage, context, config: PruneConfig, found: io.Model, params, progress=None
+):
     tokens = context.dataset.calibration(
-        config.samples, config.sample_length, config.seed
+        config.samples,
+        config.sample_length,
+        config.seed,
+        context.recipe.calibration_sources(stage),
     )
     return prune(
         params,
@@ -182,13 +201,17 @@ def _one_shot(name, stage, context, parent_dir, parent, directory) -> Result:
     ]
     with context.bar(name, len(todo), "model") as bar:
         for config in todo:
-            params, masks, _ = _run_prune(context, config, found, dense)
+            params, masks, _ = _run_prune(stage, context, config, found, dense)
             row = {
                 "method": config.solver,
                 "sparsity": config.sparsity,
                 **measure.sparsity(params, masks),
                 "domains": measure.heldout(
-                    context.recipe, context.dataset, found.config, params
+                    context.recipe,
+                    context.dataset,
+                    found.config,
+                    params,
+                    context.recipe.sources(stage),
                 ),
             }
             distributed.on_lead(
@@ -216,6 +239,7 @@ def _export(name, stage, context, parent_dir, parent, directory) -> Result:
 
 
 def _finish(
+    stage: Stage,
     context: Context,
     directory: pathlib.Path,
     config: models.LlamaConfig,
@@ -243,10 +267,14 @@ def _finish(
         overwrite=True,
     )
     computed = adapters.merge(params, adapter) if adapter else params
+    sources = context.recipe.sources(stage)
     return {
         "tokens": seen["tokens"],
         "data": seen["data"],
+        "finetuning_data": seen.get("finetuning_data", 0),
         **measure.sparsity(params, masks),
         **measure.storage(params, masks, adapter),
-        "domains": measure.heldout(context.recipe, context.dataset, config, computed),
+        "domains": measure.heldout(
+            context.recipe, context.dataset, config, computed, sources
+        ),
     }

@@ -11,7 +11,8 @@ import jax
 from sparse_jax import distributed, io, train
 from sparse_jax.data import Dataset
 from sparse_jax.recipe import inputs
-from sparse_jax.recipe.config import Pretrain, Recipe
+from sparse_jax.recipe.config import Recipe
+from sparse_jax.recipe.stage_kinds import Pretrain
 from sparse_jax.sparsity import adapters
 from sparse_jax.sparsity import masks as masks_lib
 from sparse_jax.sparsity.adapters import Adapter
@@ -72,6 +73,8 @@ def begin(
         masks = adapters.masks_of(params, masks)
     if stage.learned_scales:
         params, masks = adapters.add_scales(params, masks)
+    if stage.lora is not None:
+        params, masks = adapters.add_lora(params, masks, stage.lora)
     state = train.init_state(
         params,
         masks,
@@ -85,11 +88,11 @@ def begin(
     options: dict[str, Any] = {
         "model": model,
         "compute": recipe.compute,
-        "isolate_documents": recipe.data.isolate_documents,
+        "isolate_documents": recipe.isolates_documents(stage),
     }
     loss = NextToken(**options)
     if stage.distill is not None:
-        teacher_model = distributed.on_lead(
+        teacher_model = distributed.everywhere(
             lambda: io.load_config(_model_dir(stage, workdir))
         )
         loss = Distill(config=stage.distill, teacher_model=teacher_model, **options)
@@ -97,12 +100,13 @@ def begin(
 
 
 def end(state: State) -> tuple[Params, Masks, Adapter]:
-    """The final model: pruned weights at zero, learned scales folded in.
+    """The final model: pruned weights at zero, learned scales and LoRA folded in.
 
     Returns:
       Plain weights, their masks, and the low-rank factors, which may be none.
     """
-    params, masks = adapters.fold_scales(state.params, state.masks)
+    params, masks = adapters.fold_lora(state.params, state.masks)
+    params, masks = adapters.fold_scales(params, masks)
     params, adapter = adapters.split(params)
     masks = adapters.split(masks)[0]
     return masks_lib.apply(params, masks), masks, adapter
@@ -130,7 +134,7 @@ def teacher(
         top_k=stage.distill.top_k,
         temperature=stage.distill.temperature,
         compute=recipe.compute,
-        isolate_documents=recipe.data.isolate_documents,
+        isolate_documents=recipe.isolates_documents(stage),
     )
 
 
@@ -143,12 +147,15 @@ def _identity(
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     config, data = recipe.train_config(stage), dataset.fingerprint
+    sources = {name: recipe.data.sources[name] for name in recipe.sources(stage)}
     return {
         "teacher": digest.hexdigest(),
-        "corpus": {name: s["sha256"] for name, s in data["sources"].items()},
-        "weights": {n: s.weight for n, s in recipe.data.sources.items()},
+        "corpus": {name: data["sources"][name]["sha256"] for name in sources},
+        "weights": {name: source.weight for name, source in sources.items()},
+        "too_long": {n: s.too_long for n, s in sources.items() if s.task},
         "tokenizer": data["tokenizer"]["sha256"],
         "seed": recipe.seed if stage.seed is None else stage.seed,
+        "data_seed": recipe.data.seed,
         "batch_size": config.batch_size,
         "seq_len": config.seq_len,
     }

@@ -8,13 +8,14 @@ from typing import IO, Any
 
 from sparse_jax import __version__, distributed
 from sparse_jax.files import disk_errors, lock, read_json, write_json
-from sparse_jax.recipe.config import (
+from sparse_jax.recipe.config import Recipe
+from sparse_jax.recipe.stage_kinds import (
+    Evaluate,
     Export,
     Init,
     OneShot,
     Pretrain,
     Prune,
-    Recipe,
     Stage,
 )
 from sparse_jax.recipe.stages import RESULT
@@ -26,7 +27,7 @@ RECIPE, STAGE, LOCK = "recipe.json", "stage.json", ".lock"
 _NO_EFFECT = ("checkpoint_every", "keep_checkpoints", "log_every")
 """Training fields that change files on the way, not the result."""
 
-_METHOD = ("teacher", "adaptive", "low_rank", "learned_scales")
+_METHOD = ("teacher", "adaptive", "low_rank", "learned_scales", "lora")
 """Fields of a pretrain stage that its training settings do not hold."""
 
 
@@ -184,7 +185,7 @@ def stage_config(recipe: Recipe, stage: Stage, data: dict[str, Any]) -> dict[str
         "parent": stage.parent,
         "seed": recipe.seed,
         "compute": to_dict(recipe.compute),
-        "corpus": {name: s["sha256"] for name, s in data["sources"].items()},
+        "corpus": {n: data["sources"][n]["sha256"] for n in _read(recipe, stage)},
         "tokenizer": data["tokenizer"]["sha256"],
     }
     if isinstance(stage, Pretrain):
@@ -193,7 +194,7 @@ def stage_config(recipe: Recipe, stage: Stage, data: dict[str, Any]) -> dict[str
         if training["divergence"]["action"] == "skip":
             # What is skipped begins at a checkpoint.
             config["train"]["checkpoint_every"] = training["checkpoint_every"]
-        config["data"] = _data(recipe)
+        config["data"] = _data(recipe, stage)
         if stage.parent is None:
             config["model"] = to_dict(stage.model or recipe.model)
         if stage.seed is not None:
@@ -204,19 +205,33 @@ def stage_config(recipe: Recipe, stage: Stage, data: dict[str, Any]) -> dict[str
         config["rules"] = to_dict(recipe.prune.rules)
     elif isinstance(stage, Prune):
         config["prune"] = to_dict(recipe.prune_config(stage))
-        config["data"] = _data(recipe)
+        config["calibrate_on"] = list(recipe.calibration_sources(stage))
+        config["data"] = _data(recipe, stage)
     elif isinstance(stage, OneShot):
         config |= {"solvers": list(stage.solvers), "prune": to_dict(recipe.prune)}
-        config |= {"sparsities": list(stage.sparsities), "data": _data(recipe)}
+        config |= {"sparsities": list(stage.sparsities), "data": _data(recipe, stage)}
     elif isinstance(stage, Init):
-        config["path"] = stage.path
+        config |= {"path": stage.path, "max_seq_len": stage.max_seq_len}
+        config["data"] = _data(recipe, stage)
     if isinstance(stage, Export):
         config["dtype"] = stage.dtype
+    elif isinstance(stage, Evaluate):
+        asked = {field: getattr(stage, field) for field in ("tasks", "data_dir")}
+        config |= to_dict(asked | {"harness": stage.harness})
     else:
         config["evaluate"] = to_dict(recipe.evaluate)
+        config["sources"] = list(recipe.sources(stage))
     return config
 
 
-def _data(recipe: Recipe) -> dict[str, Any]:
+def _read(recipe: Recipe, stage: Stage) -> list[str]:
+    """The sources that a stage reads; what others hold does not matter to it."""
+    used = {*recipe.sources(stage), *recipe.calibration_sources(stage)}
+    return [name for name in recipe.data.sources if name in used]
+
+
+def _data(recipe: Recipe, stage: Stage) -> dict[str, Any]:
     """The data's settings that shape a batch; where it is cached does not."""
-    return {k: v for k, v in to_dict(recipe.data).items() if k != "cache_dir"}
+    values = {k: v for k, v in to_dict(recipe.data).items() if k != "cache_dir"}
+    sources = {name: values["sources"][name] for name in _read(recipe, stage)}
+    return values | {"sources": sources}

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sparse_jax.report.gap import is_control
-from sparse_jax.report.names import parse
+from sparse_jax.report.names import domain_of, parse
 from sparse_jax.report.text import Number, Report, domains, loss_of
 
 Comparison = Mapping[str, Any]
@@ -150,9 +150,15 @@ def _difference(
 
 
 def patterns(comparison: Comparison) -> list[str | None]:
-    """Every pattern that some method other than a control has."""
+    """Every pattern that some method other than a control has.
+
+    Where methods are compared by what they were fine-tuned on, the models that they
+    began with are left out.
+    """
     groups = [group for group in comparison["groups"] if not group["control"]]
     found = dict.fromkeys(group["pattern"] for group in groups)
+    if any(domain_of(pattern) for pattern in found):
+        found.pop(None, None)
     return sorted(found, key=lambda pattern: (pattern is None, pattern or ""))
 
 

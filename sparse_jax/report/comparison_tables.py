@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from sparse_jax.report.comparison import Comparison, in_pattern, patterns
+from sparse_jax.report.names import domain_of, title_of
 from sparse_jax.report.text import MISSING, count, number, percent
 
 Table = tuple[list[str], list[list[str]]]
@@ -14,7 +15,7 @@ def tables(comparison: Comparison) -> dict[str, Table]:
     """The tables by title: one for each pattern, and one of the answers."""
     found = {}
     for pattern in patterns(comparison):
-        title = "Methods" if pattern is None else f"Methods, {pattern}"
+        title = "Methods" if pattern is None else f"Methods, {title_of(pattern)}"
         found[title] = _methods_table(in_pattern(comparison, pattern))
     if comparison["answers"]:
         found["What each part brings"] = _answers_table(comparison["answers"])
@@ -22,7 +23,11 @@ def tables(comparison: Comparison) -> dict[str, Table]:
 
 
 def _methods_table(groups: Sequence[Comparison]) -> Table:
-    names = list(groups[0]["domains"])
+    names = [
+        domain
+        for domain in groups[0]["domains"]
+        if any(g["domains"][domain]["loss"] for g in groups if not g["control"])
+    ]
     with_bits = any(group["bits_per_weight"] is not None for group in groups)
     header = ["method", "runs", "tokens", *(["bits/weight"] if with_bits else [])]
     if len(names) > 1:
@@ -36,7 +41,7 @@ def _methods_table(groups: Sequence[Comparison]) -> Table:
             cells.append(number(group["bits_per_weight"], ".2f"))
         if len(names) > 1:
             cells += [percent(group["gap"], "+.2f"), percent(group["gap_sd"], ".2f")]
-        for numbers in group["domains"].values():
+        for numbers in (group["domains"][name] for name in names):
             cells.append(number(numbers["loss"]))
             cells.append(percent(numbers["gap"], "+.2f"))
             cells.append(percent(numbers["gap_sd"], ".2f"))
@@ -46,18 +51,24 @@ def _methods_table(groups: Sequence[Comparison]) -> Table:
 
 def _answers_table(answers: Sequence[Comparison]) -> Table:
     names = list(answers[0]["domains"])
-    header = ["question", "with", "without", "pattern", "runs"]
-    for domain in names:
-        header += [f"{domain}: difference of loss", "answer"]
+    # Runs that were fine-tuned on a domain were judged on that one alone.
+    of_domain = any(domain_of(answer["pattern"]) for answer in answers)
+    header = ["question", "with", "without", "on" if of_domain else "pattern", "runs"]
+    for domain in ["difference"] if of_domain else names:
+        what = "difference of loss"
+        header += [what if of_domain else f"{domain}: {what}", "answer"]
     rows = []
     for _, same in groupby(answers, key=lambda answer: answer["question"]):
         for index, answer in enumerate(same):
             numbers = list(answer["domains"].values())
             cells = ["" if index else answer["question"], answer["with"]]
-            cells += [answer["without"], answer["pattern"] or MISSING]
+            cells += [answer["without"], title_of(answer["pattern"]) or MISSING]
             cells.append(str(max((n["runs"] for n in numbers), default=0)))
             if len(set(answer["tokens"])) > 1:
                 cells[2] += f" (at {count(answer['tokens'][1])} tokens)"
+            if of_domain:
+                own = domain_of(answer["pattern"])
+                numbers = [answer["domains"][own]] if own else numbers[:1]
             for found in numbers:
                 error = number(found["standard_error"])
                 cells += [f"{number(found['difference'], '+.4f')} ± {error}"]
@@ -79,7 +90,7 @@ def best_methods(comparison: Comparison) -> str:
         ]
         if trained:
             best, *others = trained
-            where = "" if pattern is None else f"{pattern}: "
+            where = "" if pattern is None else f"{title_of(pattern)}: "
             text = f"{where}{best['method']} is {_stated(best)} the dense control"
             names = [d for d, n in best["domains"].items() if n["gap"] is not None]
             text += f" in held-out loss (mean of {' and '.join(names)})"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from sparse_jax.report.comparison_tables import best_methods, tables
 from sparse_jax.report.gap import is_control
+from sparse_jax.report.recovery import recovery_table, scores_table
 from sparse_jax.report.text import (
     Report,
     count,
@@ -65,6 +66,11 @@ def summary(report: Report) -> str:
         parts = [f"{title}\n{plain_table(*rows)}" for title, rows in found.items()]
     else:
         parts = [_models_table(report.get("models", []))]
+    if report.get("recovery"):
+        rows = plain_table(*recovery_table(report["recovery"]))
+        parts.append(f"Recovery of the dense control\n{rows}")
+    if report.get("scores"):
+        parts.append(f"Scores\n{plain_table(*scores_table(report['scores']))}")
     return "\n\n".join([report.get("name", "run"), *parts, headline(report)])
 
 

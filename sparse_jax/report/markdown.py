@@ -7,6 +7,12 @@ from sparse_jax.report import comparison_tables
 from sparse_jax.report.dataflow_tables import headline as headline_on_machine
 from sparse_jax.report.dataflow_tables import speedup_table
 from sparse_jax.report.headline import headline
+from sparse_jax.report.recovery import (
+    DEFINITIONS,
+    examples_table,
+    recovery_table,
+    scores_table,
+)
 from sparse_jax.report.text import (
     MISSING,
     Number,
@@ -29,6 +35,7 @@ def markdown(report: Report, plots: Mapping[str, str]) -> str:
     """
     sections = [
         f"# {report.get('name', 'run')}\n\n{headline(report)}",
+        _recovery(report),
         _comparison(report.get("comparison")),
         _quality(report.get("models", [])),
         _cost(report.get("models", [])),
@@ -59,6 +66,19 @@ def table(
     """
     rule = [":--", *[":--" if words else "--:"] * (len(header) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *rows))
+
+
+def _recovery(report: Report) -> str:
+    """What fine-tuned models recover of the dense one, and what all score on tasks."""
+    parts = []
+    if report.get("recovery"):
+        rows = recovery_table(report["recovery"])
+        parts += ["## Recovery of the dense control", table(*rows), DEFINITIONS]
+    if examples := examples_table(report.get("models", [])):
+        parts += ["## Examples", table(*examples)]
+    if report.get("scores"):
+        parts += ["## Scores on tasks", table(*scores_table(report["scores"]))]
+    return "\n\n".join(parts)
 
 
 def _comparison(comparison: Report | None) -> str:

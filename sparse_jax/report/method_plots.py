@@ -16,7 +16,7 @@ from sparse_jax.report.curves import (
     points,
     running_mean,
 )
-from sparse_jax.report.names import parse
+from sparse_jax.report.names import parse, title_of
 from sparse_jax.report.style import (
     COLOURS,
     CONTROL,
@@ -133,7 +133,7 @@ def draw_comparison(report: Report, histories: Histories) -> Drawn:
     figure, axes = panels(len(shown), width=4.2, height=height)
     for axis, (pattern, groups) in zip(axes, shown.items(), strict=True):
         _draw_groups(axis, groups)
-        axis.set(title=pattern or "", xlabel="gap to dense control (%)")
+        axis.set(title=title_of(pattern), xlabel="gap to dense control (%)")
     legend(figure, axes)
     return figure, (
         "Gap of held-out loss to the dense control at the same tokens, mean over "
@@ -213,7 +213,9 @@ def _draw_runs(
                     color=COLOURS[index % len(COLOURS)],
                     label=words(method),
                 )
-            axis.set(title=title if pattern is None else f"{pattern}: {title}")
+            axis.set(
+                title=title if pattern is None else f"{title_of(pattern)}: {title}"
+            )
             if name == "flip_rate":
                 _log_if_positive(axis)
     for axis in axes[-1]:

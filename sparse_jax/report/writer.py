@@ -12,6 +12,7 @@ from sparse_jax.report.comparison import compare
 from sparse_jax.report.gap import add_gaps
 from sparse_jax.report.markdown import markdown
 from sparse_jax.report.plots import draw_plots
+from sparse_jax.report.recovery import recovery
 from sparse_jax.types import InputError
 
 
@@ -34,6 +35,8 @@ def write_report(
           (added where it is missing), bits_per_weight, seconds, tokens_per_second,
           training_flops_dense_equivalent, training_flops_nonzero;
         one_shot: rows of method, sparsity, domains;
+        scores: rows of model, task, metrics {name: {value, stderr}}; with `finetuned`
+          True their recovery, and that in loss, is added as `recovery`;
         layers: {model name: rows of path, layer, sparsity};
         comparisons: questions about methods, see `compare`; the answers and the means
           over seeds are added as `comparison`;
@@ -85,6 +88,9 @@ def complete(report: Mapping[str, Any]) -> dict[str, Any]:
         found = compare(values["models"], values.get("comparisons", []))
         if found is not None:
             values["comparison"] = found
+        if values.get("finetuned"):
+            scores = values.get("scores", [])
+            values["recovery"] = recovery(values["models"], scores)
     return values
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from sparse_jax import models
 from sparse_jax.train.divergence_of_logits import Divergence, TopKDivergence
@@ -24,14 +25,22 @@ class DistillConfig:
         ce_weight * CE + kl_weight * tau^2 * KL(p || q) + feature_weight * F   forward
         ce_weight * CE + kl_weight * tau^2 * KL(q || p) + feature_weight * F   reverse
 
-    with p = softmax(teacher / tau), q = softmax(student / tau) and, over the outputs s
-    of the student's and t of the teacher's blocks,
+    with p = softmax(teacher / tau) and q = softmax(student / tau). CE and KL are means
+    over tokens by their loss weights. SquareHead compares the outputs s of the
+    student's blocks with those t of the teacher's,
 
-        F = sum over blocks of |s - t|^2 / |t|^2                          (SquareHead)
+        F = sum over blocks of  MSE(s, t) / MSE(t, 0)
+          = sum over blocks of  sum_c |s_c - t_c|^2 / sum_c |t_c|^2
+
+    where c runs over all counted tokens of all rows at once (`feature_tokens`): one
+    ratio per block, not a mean of ratios per token. So a block's weight in F does not
+    depend on the size of its features, nor F on how much padding there is. Of several
+    micro-batches each has its own F; their mean, weighted by the sums of their loss
+    weights, is not the F of the whole batch.
 
     References: AST, arXiv 2407.20584 (its Llama-2 code has ce_weight 1, kl_weight 0.5,
     tau 2); MiniLLM, arXiv 2306.08543, for the reverse direction; SquareHead,
-    arXiv 2310.06927 (feature_weight 1, kl_weight 0).
+    arXiv 2310.06927 (feature_weight 1, kl_weight 0, all tokens but padding).
 
     Attributes:
       ce_weight: of the next token's cross-entropy.
@@ -39,6 +48,9 @@ class DistillConfig:
       temperature: tau.
       direction: which way the divergence goes.
       feature_weight: of F; the teacher must have the student's depth and width.
+      feature_tokens: "all" counts every token in F that is not padding, the prompt's,
+        too; "response" only those with a loss weight. Padding is what has a segment id
+        below 0, see `types.Batch`.
       top_k: keep so many of the teacher's probabilities per token on disk, and read
         them in place of running it; None = run it in every step.
       cache_dir: where they are kept; None = in the working directory.
@@ -49,6 +61,7 @@ class DistillConfig:
     temperature: float = 2.0
     direction: Literal["forward", "reverse"] = "forward"
     feature_weight: float = 0.0
+    feature_tokens: Literal["all", "response"] = "all"
     top_k: int | None = None
     cache_dir: str | None = None
 
@@ -138,9 +151,10 @@ class Distill:
         )
         named = dict(zip(("cross_entropy", "divergence"), parts, strict=True))
         if config.feature_weight:
-            error = _square_head(features, teacher_features, batch.loss_weights)
-            total += config.feature_weight * error
-            named["features"] = error
+            error = square_head(features, teacher_features, self._counted(batch))
+            # Like any other sum of a loss, to be divided by the sum of the weights.
+            named["features"] = error * batch.loss_weights.sum()
+            total += config.feature_weight * named["features"]
         return LossSum(total, batch.loss_weights.sum(), named)
 
     def _hidden(self, params, batch, model) -> tuple[jax.Array, Any]:
@@ -149,6 +163,12 @@ class Distill:
         if self.config.feature_weight:
             return models.hidden_and_features(*arguments, **context)
         return models.hidden(*arguments, **context), None
+
+    def _counted(self, batch: Batch) -> jax.Array:
+        """Which tokens F compares."""
+        if self.config.feature_tokens == "all":
+            return jnp.asarray(batch.segment_ids) >= 0
+        return jnp.asarray(batch.loss_weights) > 0
 
     def _from_top_k(self, params, batch, kept: TopK) -> LossSum:
         x_BTD, _ = self._hidden(params, batch, self.model)
@@ -166,13 +186,38 @@ class Distill:
         return LossSum(total, batch.loss_weights.sum(), named)
 
 
-def _square_head(s_LBTD, t_LBTD, weights_BT) -> jax.Array:
-    """F, times the sum of the tokens' weights like any other sum of a loss."""
+def square_head(
+    s_LBTD: Float[Array, "L B T D"],
+    t_LBTD: Float[Array, "L B T D"],
+    counted_BT: Bool[Array, "B T"],
+) -> Float[Array, ""]:
+    """F of `DistillConfig`, in float32 whatever the features are in.
+
+    It is the same for features of any size, up to 1e30 and down to 1e-30: both models'
+    are divided by the largest of the teacher's block before they are squared.
+
+    Args:
+      s_LBTD: outputs of the student's blocks.
+      t_LBTD: of the teacher's, which get no gradient.
+      counted_BT: the tokens that are compared; 0 when there are none. Others may hold
+        anything, NaN as well.
+
+    Example:
+      >>> t = jnp.full((1, 1, 2, 4), 1e20)
+      >>> float(square_head(1.5 * t, t, jnp.array([[True, False]])))
+      0.25
+    """
+
+    def counted(x_LBTD):
+        x_LBTD = x_LBTD.astype(jnp.float32)
+        return jnp.where(counted_BT[:, :, None], x_LBTD, 0.0)
 
     def energy(x_LBTD):
-        squares_LBT = jnp.sum(jnp.square(x_LBTD.astype(jnp.float32)), axis=-1)
-        return jnp.sum(squares_LBT * weights_BT, axis=(1, 2))
+        return jnp.sum(jnp.square(x_LBTD / size_L[:, None, None, None]), axis=(1, 2, 3))
 
+    s_LBTD, t_LBTD = counted(s_LBTD), counted(jax.lax.stop_gradient(t_LBTD))
+    largest_L = jnp.max(jnp.abs(t_LBTD), axis=(1, 2, 3))
+    size_L = jnp.where(largest_L > 0, largest_L, 1.0)
+    # A teacher of zeros makes no ratio: the loss is infinite then, and training stops.
     tiny = jnp.finfo(jnp.float32).tiny
-    ratios_L = energy(s_LBTD - t_LBTD) / jnp.maximum(energy(t_LBTD), tiny)
-    return jnp.sum(ratios_L) * weights_BT.sum()
+    return jnp.sum(energy(s_LBTD - t_LBTD) / jnp.maximum(energy(t_LBTD), tiny))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from typing import Literal
 
 import jax
@@ -23,11 +24,14 @@ class OptimizerConfig:
       beta1: decay of the first moment.
       beta2: decay of the second moment.
       epsilon: added to the root of the second moment.
-      weight_decay: decoupled decay of kernels and embeddings, not of norms and biases.
+      weight_decay: decoupled decay of kernels, embeddings and LoRA's factors, not of
+        norms and biases.
       clip_norm: gradients are scaled down to this global norm; None = never.
       moment_dtype: of the stored first moment; bfloat16 saves 2 bytes a weight. The
         second one stays float32: its small steps would round away.
       pruned_decay: pulls pruned weights to zero while masks move.
+      trainable: regular expressions of the paths of leaves that train, see `partition`;
+        the others stay as they are, bit for bit. None = all train.
     """
 
     beta1: float = 0.9
@@ -37,6 +41,21 @@ class OptimizerConfig:
     clip_norm: float | None = 1.0
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
     pruned_decay: PrunedDecayConfig = PrunedDecayConfig()
+    trainable: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        if self.trainable == ():
+            raise InputError(
+                "optimizer.trainable: nothing would train; name leaves, or leave it out"
+            )
+        for pattern in self.trainable or ():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise InputError(
+                    f"optimizer.trainable: {pattern!r} is no regular expression: "
+                    f"{error}; correct it"
+                ) from error
 
     def transformation(self) -> optax.GradientTransformationExtraArgs:
         """Gradients to descent directions; the caller multiplies by -learning rate.
@@ -60,7 +79,7 @@ class OptimizerConfig:
 
 def _decayed(params: Params) -> Params:
     def is_matrix(path, _):
-        return path[-1].key in ("kernel", "embedding")
+        return path[-1].key in ("kernel", "embedding", "lora_a", "lora_b")
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)
 

@@ -16,6 +16,7 @@ from sparse_jax.sparsity import adapters
 from sparse_jax.sparsity import masks as masks_lib
 from sparse_jax.train.losses import Loss, LossSum, TopK
 from sparse_jax.train.optimizer import OptimizerConfig
+from sparse_jax.train.trainable import join, partition
 from sparse_jax.types import Batch, Masks, Params, State, Tree
 
 Metrics = Mapping[str, jax.Array]
@@ -37,7 +38,7 @@ def init_state(
     Args:
       params: weights, with factors of `sparsity.adapters` if there are any.
       masks: True = kept; `mode` says whether they are applied already.
-      optimizer: AdamW's configuration.
+      optimizer: AdamW's configuration; only what it trains has moments.
       rng: a JAX random key.
       data: the next batch of the data stream.
       mode: "fixed" sets pruned weights to zero; the others leave them.
@@ -46,11 +47,12 @@ def init_state(
         params = masks_lib.apply(params, masks)
     params = jax.tree.map(jnp.copy, params)
     masks = jax.tree.map(jnp.copy, masks)
+    trained, _ = partition(params, optimizer.trainable)
     return State(
         step=jnp.int32(0),
         params=params,
         masks=masks,
-        opt=optimizer.transformation().init(params),
+        opt=optimizer.transformation().init(trained),
         rng=rng,
         data=jnp.int32(data),
         extra={},
@@ -79,6 +81,8 @@ def train_step(
 
         w <- m * (w - lr * adamw(dL/dw)),   L on effective weights m * w
 
+    for the leaves that `optimizer.trainable` names; the others have no gradient.
+
     The learning rate is an argument, so that stages with other schedules share one
     compilation; so do dense and masked stages, as long as both carry masks.
 
@@ -97,24 +101,13 @@ def train_step(
 
     Returns:
       The next state and float32 scalars: `loss` (mean nats per weighted token),
-      `grad_norm` (before clipping) and the loss's own parts.
+      `grad_norm` (of what trains, before clipping) and the loss's own parts.
     """
-    fixed, per_token = mask_mode == "fixed", isinstance(teacher, TopK)
-
-    def loss_sum(params: Params, piece) -> tuple[jax.Array, LossSum]:
-        micro, logits = piece
-        # With fixed masks the stored weights are effective already: nothing to copy.
-        if not fixed or adapters.split(params)[1]:
-            params = adapters.effective_params(params, state.masks, mode=mask_mode)
-        result = loss(params, micro, logits if per_token else teacher)
-        return result.total, result
-
-    pieces = (batch, teacher if per_token else None)
-    grads, sums = _accumulate(loss_sum, state.params, pieces, accumulate)
-    grads = jax.tree.map(lambda g: g / sums.weight, grads)
-    if fixed:
-        grads = masks_lib.apply(grads, state.masks)
+    grads, sums = _gradients(
+        state, batch, teacher, loss, optimizer.trainable, accumulate, mask_mode
+    )
     pruned = {"decay": decay, "progress": progress}
+    fixed = mask_mode == "fixed"
     new_state = _update(state, grads, learning_rate, optimizer, fixed, **pruned)
     parts = {name: value / sums.weight for name, value in sums.parts.items()}
     return mesh.constrain_tree(new_state), {
@@ -124,17 +117,42 @@ def train_step(
     }
 
 
+def _gradients(state, batch, teacher, loss, trainable, accumulate, mask_mode):
+    """Of the mean loss with respect to what trains, and the sums of the loss."""
+    fixed, per_token = mask_mode == "fixed", isinstance(teacher, TopK)
+    trained, frozen = partition(state.params, trainable)
+
+    def loss_sum(trained: Params, piece) -> tuple[jax.Array, LossSum]:
+        micro, logits = piece
+        params = join(trained, frozen)
+        # With fixed masks the stored weights are effective already: nothing to copy.
+        if not fixed or adapters.split(params)[1]:
+            params = adapters.effective_params(params, state.masks, mode=mask_mode)
+        result = loss(params, micro, logits if per_token else teacher)
+        return result.total, result
+
+    pieces = (batch, teacher if per_token else None)
+    grads, sums = _accumulate(loss_sum, trained, pieces, accumulate)
+    grads = jax.tree.map(lambda g: g / sums.weight, grads)
+    if fixed:
+        grads = masks_lib.apply(grads, partition(state.masks, trainable)[0])
+    return grads, sums
+
+
 def _update(state, grads, learning_rate, optimizer, fixed, **pruned):
     """The state after one AdamW step."""
+    trained, frozen = partition(state.params, optimizer.trainable)
+    masks, _ = partition(state.masks, optimizer.trainable)
     updates, opt = optimizer.transformation().update(
-        grads, state.opt, state.params, masks=state.masks, **pruned
+        grads, state.opt, trained, masks=masks, **pruned
     )
     updates = jax.tree.map(lambda u: -learning_rate * u, updates)
-    params: Any = optax.apply_updates(state.params, updates)
+    trained: Any = optax.apply_updates(trained, updates)
     if fixed:
         # Gradients and moments are masked already; this makes it exact, whatever an
         # optimizer adds, and keeps the stored weights effective.
-        params = masks_lib.apply(params, state.masks)
+        trained = masks_lib.apply(trained, masks)
+    params = join(trained, frozen)
     return dataclasses.replace(
         state, step=state.step + 1, data=state.data + 1, params=params, opt=opt
     )

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparse_jax.data.packing import make_stream, pack_rows
+from sparse_jax.data.packing import make_stream
 
 
 def plain_row(documents, row, seq_len, isolate):
@@ -48,7 +48,7 @@ def test_rows_are_what_the_contract_says(lengths, seq_len, seed, isolate):
     if not count:
         return
     rows = np.arange(count)[::-1].copy()
-    batch = pack_rows(stream, rows, seq_len=seq_len, isolate_documents=isolate)
+    batch = stream.pack(rows, seq_len=seq_len, isolate_documents=isolate)
     for b, row in enumerate(rows):
         want = plain_row(documents, row, seq_len, isolate)
         for got, expected in zip(batch, want, strict=True):
@@ -57,7 +57,7 @@ def test_rows_are_what_the_contract_says(lengths, seq_len, seed, isolate):
 
 def test_dtypes():
     stream = make_stream(np.arange(9, dtype=np.uint32), np.array([4, 5]), seed=0)
-    batch = pack_rows(stream, np.array([0, 1]), seq_len=4, isolate_documents=True)
+    batch = stream.pack(np.array([0, 1]), seq_len=4, isolate_documents=True)
     assert [a.dtype for a in batch] == [
         np.int32,
         np.int32,
@@ -71,7 +71,7 @@ def test_dtypes():
 def test_every_token_is_a_target_once():
     tokens = np.arange(101, dtype=np.uint16)
     stream = make_stream(tokens, np.array([50, 51]), seed=3)
-    batch = pack_rows(stream, np.arange(10), seq_len=10, isolate_documents=False)
+    batch = stream.pack(np.arange(10), seq_len=10, isolate_documents=False)
     assert len(set(batch.targets.ravel().tolist())) == 100
 
 

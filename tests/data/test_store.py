@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from sparse_jax.data import cached
 from sparse_jax.data import store as store_lib
 from sparse_jax.data.bpe import train_bpe
 from sparse_jax.data.sources import SourceConfig, source_shards
@@ -68,7 +69,7 @@ def test_heldout_stream(source, tokenizer, tmp_path):
 
 def test_found_again_and_not_built_again(source, tokenizer, tmp_path, monkeypatch):
     first = build(source, tokenizer, tmp_path / "cache")
-    monkeypatch.setattr(store_lib, "_build", None)
+    monkeypatch.setattr(cached, "_build", None)
     assert build(source, tokenizer, tmp_path / "cache").path == first.path
 
 
@@ -159,7 +160,7 @@ def test_complete_store_in_a_read_only_cache(source, tokenizer, tmp_path, monkey
     def read_only(*arguments):
         raise OSError(30, os.strerror(30))
 
-    monkeypatch.setattr(store_lib.os, "replace", read_only)
+    monkeypatch.setattr(cached.os, "replace", read_only)
     again = build(source, tokenizer, tmp_path / "cache")
     assert len(again.heldout(tokenizer, None)[0]) > 0
     assert not list(store.path.glob("*.tmp"))

@@ -155,6 +155,9 @@ class Letters(Tokenizer):
     def decode(self, ids):
         return "".join(map(chr, ids))
 
+    def piece(self, token):
+        return chr(token)
+
 
 def test_dynamic_rope_reads_all_again_beyond_its_length(model):
     rope = RopeConfig(kind="dynamic", factor=4.0)

@@ -117,3 +117,42 @@ def test_a_mesh_without_devices_of_a_process_is_refused(config, tmp_path):
         assert process.code == 2, process.err
         last = process.err.splitlines()[-1]
         assert last.startswith("error: stages.dense: mesh: ") and "found 2" in last
+
+
+TAUGHT = """
+import dataclasses, pathlib
+from configs import common
+from sparse_jax.recipe import Pretrain
+from sparse_jax.train import DistillConfig
+from tests.recipe import helpers
+
+def get_config():
+    recipe = helpers.make_recipe(pathlib.Path({corpus!r}))
+    distill = DistillConfig(feature_weight=1.0)
+    stages = {{
+        "dense": recipe.stages["dense"],
+        "taught": Pretrain(parent="dense", steps=3, teacher="dense", distill=distill),
+    }}
+    options = {{"stages": stages, "order": tuple(stages), "final": "taught"}}
+    return common.to_config(dataclasses.replace(recipe, **options))
+"""
+
+
+def test_a_teacher_is_known_to_all_processes(tmp_path):
+    path = tmp_path / "taught.py"
+    path.write_text(TAUGHT.format(corpus=str(write_corpus(tmp_path))))
+    work = {}
+    for name, count in (("alone", 1), ("both", 2)):
+        work[name] = tmp_path / name
+        ended = helpers.run(
+            tmp_path / f"{name}_printed",
+            count,
+            *command(f"--config={path}", work[name], f"--config.mesh.data={count}"),
+        )
+        assert {process.code for process in ended} == {0}, ended[0].err
+    losses = [
+        json.loads((run / "taught" / "result.json").read_text())["domains"]
+        for run in work.values()
+    ]
+    for domain, numbers in losses[0].items():
+        assert losses[1][domain]["loss"] == pytest.approx(numbers["loss"], rel=1e-5)

@@ -14,6 +14,7 @@ from sparse_jax.mesh import MeshConfig
 from sparse_jax.plan import collectives, compiled, memory
 from sparse_jax.plan import job as jobs
 from sparse_jax.plan.roofline import estimated_collectives
+from sparse_jax.sparsity.adapters import LORA_TRAINED, LoraConfig
 from tests.plan.jobs import JOB
 
 
@@ -31,6 +32,11 @@ JOBS = {
         optimizer=train.OptimizerConfig(
             pruned_decay=train.PrunedDecayConfig(rule="ast", peak=1e-5)
         ),
+    ),
+    "adapters": changed(
+        distill=train.DistillConfig(kl_weight=0.0, feature_weight=1.0),
+        lora=LoraConfig(),
+        optimizer=train.OptimizerConfig(trainable=LORA_TRAINED),
     ),
     "no remat": changed(
         mesh=MeshConfig(data=2, fsdp=2, tensor=2),

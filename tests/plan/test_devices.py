@@ -11,7 +11,7 @@ from sparse_jax.plan import compiled
 from sparse_jax.types import InputError
 from tests.multihost.helpers import environment
 
-JOBS = ("tensor", "teacher", "no remat")
+JOBS = ("tensor", "teacher", "adapters", "no remat")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from sparse_jax.mesh import MeshConfig
 from sparse_jax.models import Compute, LlamaConfig, sizes
 from sparse_jax.plan import advice, compiled, memory
 from sparse_jax.plan.job import make_job
-from sparse_jax.recipe import Pretrain, Prune, Recipe
+from sparse_jax.recipe import Finetune, Pretrain, Prune, Recipe
+from sparse_jax.sparsity.adapters import LoraConfig
 from sparse_jax.types import InputError
 
 POD = plan.topology("v5e:4x4")
@@ -117,6 +118,60 @@ def test_an_option_is_what_planning_it_would_say():
             assert again["step"]["best_seconds"] == pytest.approx(option.seconds)
             return
     pytest.fail("no option has accumulate=4")
+
+
+def finetuned(**fields):
+    """The plan of a recipe that ends with a distilled stage of `fields`."""
+    stages = recipe().stages | {
+        "tuned": Finetune(
+            parent="sparse",
+            steps=100,
+            batch_size=32,
+            seq_len=512,
+            teacher="dense",
+            distill=train.DistillConfig(kl_weight=0.0, **fields.pop("distill", {})),
+            **fields,
+        )
+    }
+    return plan.plan(
+        recipe(stages=stages, order=tuple(stages), final="tuned"), POD, estimate=True
+    )
+
+
+def test_a_distilled_fine_tuning_holds_its_teacher_and_both_models_features():
+    plain, features = (finetuned(distill={"feature_weight": w}) for w in (0.0, 1.0))
+    c, held, more = sizes.get("llama3.2_1b"), plain["memory"], features["memory"]
+    assert held["teacher"] == held["params"] > 0
+    assert plain["job"]["batch_size"] == 32 and plain["job"]["seq_len"] == 512
+    tokens = plain["job"]["rows_per_device"] * 512
+    size = 2 * c.n_layers * tokens * c.d_model * 2  # of two models, in bfloat16
+    assert more["activations"] - held["activations"] == size
+    # The segment ids say what is padding.
+    assert more["batch"] - held["batch"] == 32 * 512 * 4 // POD.devices
+    changed = {"activations", "temporaries", "total", "batch", "arguments"}
+    assert {name for name in held if held[name] != more[name]} == changed
+
+
+def test_adapters_need_moments_for_their_factors_alone():
+    whole, lora = finetuned(), finetuned(lora=LoraConfig(rank=8))
+    c, found, other = sizes.get("llama3.2_1b"), lora["memory"], whole["memory"]
+    keys = 2 * (2 * c.d_model + (c.n_heads + c.kv_heads) * c.head_width)
+    factors = 8 * c.n_layers * (keys + 3 * (c.d_model + c.d_ff))
+    bytes_ = 4 * factors // POD.devices
+    assert found["moments"] == pytest.approx(2 * bytes_, rel=1e-3)
+    assert found["gradients"] == pytest.approx(2 * bytes_, rel=1e-3)  # micro-batches
+    assert found["params"] - other["params"] == pytest.approx(bytes_, rel=1e-2)
+    assert found["total"] < other["total"]
+
+
+def test_a_stage_of_fewer_tokens_takes_less_time():
+    stages = finetuned()["recipe"]["stages"]
+    assert stages["tuned"]["tokens"] == 100 * 32 * 512
+    assert stages["sparse"]["tokens"] == 500 * 64 * 2048
+    per_token = [
+        stages[name]["days"][0] / stages[name]["tokens"] for name in ("tuned", "sparse")
+    ]
+    assert 0.5 < per_token[0] / per_token[1] <= 1
 
 
 def test_nothing_fits_a_machine_that_is_too_small():

@@ -1,29 +1,15 @@
 """Low-rank factors and learned scales on 8 virtual devices are those of one."""
 
-import json
-import pathlib
-import subprocess
-import sys
-
 import pytest
 
-from tests.multihost.helpers import environment
+from tests.sharded.run import numbers_on_eight
 
 KINDS = ("indicator", "stored")
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    script = pathlib.Path(__file__).with_name("adapters_on_meshes.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path_factory.mktemp("meshes"))],
-        capture_output=True,
-        text=True,
-        env=environment(devices=8),
-    )
-    assert done.returncode == 0, done.stderr
-    assert "rematerialization" not in done.stderr.lower(), done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return numbers_on_eight("adapters_on_meshes.py", tmp_path_factory.mktemp("meshes"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,27 +1,18 @@
 """Sharded training on 8 virtual devices equals training on one."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-from tests.multihost.helpers import environment
+from tests.sharded.run import on_eight
 
 SHARDED = ("all", "fsdp")
 
 
 def fit_on_meshes(folder, *flags):
     """The output of a process with 8 devices."""
-    script = pathlib.Path(__file__).with_name("fit_on_meshes.py")
-    return subprocess.run(
-        [sys.executable, str(script), str(folder), *flags],
-        capture_output=True,
-        text=True,
-        env=environment(devices=8),
-    )
+    return on_eight("fit_on_meshes.py", folder, *flags)
 
 
 @pytest.fixture(scope="module")

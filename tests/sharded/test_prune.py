@@ -1,30 +1,16 @@
 """A model loads, evaluates, prunes and saves on 8 virtual devices as on one."""
 
-import json
-import pathlib
-import subprocess
-import sys
-
 import pytest
 
 from sparse_jax.prune import LINEARS
-from tests.multihost.helpers import environment
+from tests.sharded.run import numbers_on_eight
 
 MESHES = ("2x2x2", "1x8x1")
 
 
 def prune_on_meshes(folder, linears, *solvers):
     """What the process with 8 devices prints."""
-    script = pathlib.Path(__file__).with_name("prune_on_meshes.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(folder), linears, *solvers],
-        capture_output=True,
-        text=True,
-        env=environment(devices=8),
-    )
-    assert done.returncode == 0, done.stderr
-    assert "rematerialization" not in done.stderr.lower(), done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return numbers_on_eight("prune_on_meshes.py", folder, linears, *solvers)
 
 
 @pytest.fixture(scope="module")

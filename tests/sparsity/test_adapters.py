@@ -1,12 +1,14 @@
 """Low-rank factors and learned scales beside pruned kernels."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sparse_jax.sparsity import NM, adapters, masks
-from sparse_jax.sparsity.adapters import LowRankConfig
+from sparse_jax.sparsity.adapters import LoraConfig, LowRankConfig
 from sparse_jax.tree import from_paths, leaf_paths
 from sparse_jax.types import InputError
 
@@ -266,3 +268,146 @@ def test_an_odd_number_of_inputs_has_no_halves():
     params = {"up": {"kernel": jnp.ones((7, 2))}}
     with pytest.raises(InputError, match="up/kernel has 7 inputs, an odd number"):
         adapters.add_scales(params, {"up": {"kernel": jnp.ones((7, 2), bool)}})
+
+
+LORA = LoraConfig(rank=3, alpha=6.0)
+
+
+def test_lora_starts_at_the_model_as_it_is(model):
+    params, kept = adapters.add_lora(*model, LORA)
+    node = params["layers"]["mlp"]["down"]
+    assert node["lora_a"].shape == (2, 12, 3) and node["lora_b"].shape == (2, 3, 8)
+    assert node["lora_scale"].tolist() == [2.0, 2.0]
+    assert not node["lora_b"].any()
+    found = adapters.effective_params(params, kept)
+    assert_same(found, adapters.effective_params(*model))
+    assert_same(found, adapters.effective_params(*adapters.fold_lora(params, kept)))
+
+
+def test_loras_first_factor_is_random_by_its_seed(model):
+    def drawn(**fields):
+        config = dataclasses.replace(LORA, rank=8, **fields)
+        mlp = adapters.add_lora(*model, config)[0]["layers"]["mlp"]
+        return [np.asarray(mlp[name]["lora_a"]) for name in ("up", "down")]
+
+    first, again, other = drawn(), drawn(), drawn(seed=1)
+    np.testing.assert_array_equal(first[0], again[0])
+    assert not np.array_equal(first[0], other[0])
+    for a in first:
+        layers = a[0], a[1]
+        assert not np.array_equal(*layers)
+        # Variance 1 / in: 128 or 192 draws.
+        assert a.std() * a.shape[-2] ** 0.5 == pytest.approx(1.0, abs=0.2)
+
+
+@pytest.mark.parametrize("mode", ["fixed", "straight_through", "dense"])
+def test_lora_is_the_masked_product(model, mode):
+    """Weights and gradients of m * (W + s A B), beside a scale and X S."""
+    params, kept = adapters.add_low_rank(*model, LowRankConfig(group=4))
+    params, kept = adapters.add_lora(*adapters.add_scales(params, kept), LORA)
+    rng = np.random.default_rng(2)
+    params = jax.tree.map(lambda a: a + rng.normal(size=a.shape).astype("f4"), params)
+    node = params["layers"]["mlp"]["up"]
+    mask = kept["layers"]["mlp"]["up"]["kernel"]
+    cotangent = random(*node["kernel"].shape, seed=5)
+    w, a, b, s, scale = (
+        np.asarray(node[name], np.float64)
+        for name in ("kernel", "lora_a", "lora_b", "lora_scale", "scale")
+    )
+    s = s[:, None, None]
+    seen = np.ones_like(mask) if mode == "dense" else mask
+    expected = explicit(
+        w + s * (a @ b), seen, node["slorb_s"], np.stack([indicator(8, 4)] * 2), scale
+    )
+
+    def effective(params):
+        weights = adapters.effective_params(params, kept, mode=mode)
+        return weights["layers"]["mlp"]["up"]["kernel"]
+
+    np.testing.assert_allclose(effective(params), expected, rtol=1e-5, atol=1e-5)
+    grads = jax.grad(lambda p: (effective(p) * cotangent).sum())(params)
+    found = grads["layers"]["mlp"]["up"]
+    reaches = mask if mode == "fixed" else 1.0
+    halves = np.repeat(scale, 4, axis=-2)
+    through = np.asarray(cotangent, np.float64) * halves * reaches
+    wanted = {
+        "kernel": through,
+        "lora_a": s * through @ b.swapaxes(-1, -2),
+        "lora_b": s * a.swapaxes(-1, -2) @ through,
+        "lora_scale": np.zeros(2),
+    }
+    for name, gradient in wanted.items():
+        np.testing.assert_allclose(
+            found[name], gradient, rtol=1e-5, atol=1e-5, err_msg=name
+        )
+
+
+def test_folded_lora_leaves_other_leaves_alone(model):
+    params, kept = adapters.add_low_rank(*model, LowRankConfig(group=4))
+    params, kept = adapters.add_lora(*adapters.add_scales(params, kept), LORA)
+    params = jax.tree.map(lambda a: a + 0.1, params)
+    folded, folded_masks = adapters.fold_lora(params, kept)
+    assert_same(
+        adapters.effective_params(folded, folded_masks),
+        adapters.effective_params(params, kept),
+    )
+    assert masks.violations(folded, folded_masks) == 0
+    names = {path.rpartition("/")[2] for path in adapters.split(folded)[1]}
+    assert names == {"slorb_s", "scale"}
+    assert leaf_paths(folded_masks).keys() == leaf_paths(folded).keys()
+
+
+def test_lora_takes_its_targets(model):
+    params, kept = adapters.add_lora(
+        *model, dataclasses.replace(LORA, targets=(".*/up",))
+    )
+    assert sorted(adapters.split(params)[1]) == [
+        f"{UP}/{name}" for name in ("lora_a", "lora_b", "lora_scale")
+    ]
+    assert leaf_paths(kept).keys() == leaf_paths(params).keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p, m: LoraConfig(rank=0), "lora.rank must be at least 1, found 0"),
+        (lambda p, m: LoraConfig(alpha=0.0), "lora.alpha must be positive, found 0.0"),
+        (lambda p, m: LoraConfig(targets=()), "lora.targets is empty; name matrices"),
+        (lambda p, m: LoraConfig(targets=("(",)), "'\\(' is no regular expression"),
+        (
+            lambda p, m: adapters.add_lora(p, m, LoraConfig(targets=(".*/q",))),
+            r"lora.targets: '.*/q' names none of .*layers/mlp/down', 'layers/mlp/up'",
+        ),
+        (
+            lambda p, m: adapters.add_lora(p, m, LoraConfig(rank=9)),
+            "lora.rank = 9 is more than layers/mlp/down has, a matrix of 12 by 8",
+        ),
+        (
+            lambda p, m: adapters.add_lora(*adapters.add_lora(p, m, LORA), LORA),
+            "layers/mlp/down/lora_a is there already; add it only once",
+        ),
+        (
+            lambda p, m: adapters.attach(p, {f"{UP}/lora_a": jnp.ones((2, 8, 3))}),
+            "up/lora_a: there is no layers/mlp/up/lora_b that it belongs to",
+        ),
+        (
+            lambda p, m: adapters.attach(
+                p,
+                {
+                    f"{UP}/lora_a": jnp.ones((2, 8, 4)),
+                    f"{UP}/lora_b": jnp.ones((2, 3, 12)),
+                    f"{UP}/lora_scale": jnp.ones(2),
+                },
+            ),
+            r"up/lora_a: expected the shape \(2, 8, 3\) .* found \(2, 8, 4\)",
+        ),
+        (
+            lambda p, m: adapters.attach(p, {f"{UP}/slorb_s": jnp.ones((2, 0, 12))}),
+            "layers/mlp/up/slorb_s: its rank 0 does not divide the 8 inputs",
+        ),
+    ],
+)
+def test_bad_lora_is_one_sentence(model, change, message):
+    with pytest.raises(InputError, match=message) as error:
+        change(*model)
+    assert "\n" not in str(error.value)

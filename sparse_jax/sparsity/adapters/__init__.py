@@ -1,4 +1,4 @@
-"""Trainable leaves beside a pruned kernel: low-rank factors (SLoRB), learned scales.
+"""Trainable leaves beside a kernel: low-rank terms (SLoRB, LoRA), learned scales.
 
 They live in the params tree, so that optimizers, checkpoints, shardings and gradients
 take them as they take any weight:
@@ -7,19 +7,26 @@ take them as they take any weight:
     .../slorb_s   [*L, r, out]     S, r = in / group
     .../slorb_x   [*L, in, r]      X, only where the projection is trained
     .../scale     [*L, 2, out]     for the first and the second half of the inputs
+    .../lora_a    [*L, in, r]      A
+    .../lora_b    [*L, r, out]     B
+    .../lora_scale [*L]            alpha / r, a constant
 
 The masks tree holds None for them. The model never sees them: it takes the plain
 weights of `effective_params`,
 
-    W_eff = scale * (m * W) + X S
+    W_eff = scale * m * (W + alpha / r * A B) + X S
 
-Source of the low-rank term: AST, https://arxiv.org/abs/2407.20584 (Sparse Low-Rank
-Boosting); of the scales: CAST, https://arxiv.org/abs/2509.25996, which folds them into
-the weights at the end of training.
+X S stands in for what is pruned, and stays a leaf of its own; scales and A B are folded
+into the weights at the end of training, and keep their zeros.
+
+Source of X S: AST, https://arxiv.org/abs/2407.20584 (Sparse Low-Rank Boosting); of the
+scales: CAST, https://arxiv.org/abs/2509.25996; of A B, here under the mask: LoRA,
+https://arxiv.org/abs/2106.09685.
 """
 
 from sparse_jax.sparsity.adapters.effective import (
     effective_params,
+    fold_lora,
     fold_scales,
     low_rank_product,
     merge,
@@ -37,15 +44,21 @@ from sparse_jax.sparsity.adapters.leaves import (
     split,
     storage_bits,
 )
+from sparse_jax.sparsity.adapters.lora import TRAINED as LORA_TRAINED
+from sparse_jax.sparsity.adapters.lora import LoraConfig, add_lora
 
 __all__ = [
+    "LORA_TRAINED",
     "Adapter",
+    "LoraConfig",
     "LowRankConfig",
+    "add_lora",
     "add_low_rank",
     "add_scales",
     "attach",
     "check",
     "effective_params",
+    "fold_lora",
     "fold_scales",
     "low_rank_product",
     "masks_of",

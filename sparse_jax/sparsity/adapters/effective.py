@@ -1,12 +1,17 @@
 """What a pruned kernel and the leaves beside it compute together."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sparse_jax.ops import MaskMode
+from sparse_jax.ops import MaskMode, effective_weight
 from sparse_jax.sparsity import masks as masks_lib
 from sparse_jax.sparsity.adapters.leaves import (
     KERNEL,
+    LORA,
+    LORA_A,
+    LORA_B,
+    LORA_SCALE,
     SCALE,
     Adapter,
     S,
@@ -17,7 +22,7 @@ from sparse_jax.sparsity.adapters.leaves import (
     split,
 )
 from sparse_jax.tree import from_paths, leaf_paths
-from sparse_jax.types import Masks, Params
+from sparse_jax.types import InputError, Masks, Params
 
 
 def effective_params(
@@ -25,10 +30,10 @@ def effective_params(
 ) -> Params:
     """The plain weights that the model multiplies by.
 
-        W_eff = scale * effective_weight(W, m, mode) + X S
+        W_eff = scale * effective_weight(W + alpha / r * A B, m, mode) + X S
 
     where what is absent counts as 1 and 0. The other leaves pass through; without
-    adapter leaves this is `masks.apply`. Differentiable in W, scale, S and X.
+    adapter leaves this is `masks.apply`. Differentiable in W, scale, S, X, A and B.
 
     Args:
       params: weights and adapter leaves.
@@ -47,7 +52,8 @@ def effective_params(
     """
     plain, adapter = split(params)
     check({path: leaf.shape for path, leaf in leaf_paths(params).items()})
-    weights = leaf_paths(masks_lib.apply(plain, split(masks)[0], mode=mode))
+    moved = from_paths(leaf_paths(plain) | _with_lora(plain, adapter))
+    weights = leaf_paths(masks_lib.apply(moved, split(masks)[0], mode=mode))
     for node in nodes(adapter):
         path = f"{node}/{KERNEL}"
         scale, s, x = (adapter.get(f"{node}/{name}") for name in (SCALE, S, X))
@@ -66,6 +72,30 @@ def low_rank_product(
     if x is None:
         return jnp.repeat(s, n_in // s.shape[-2], axis=-2)
     return jnp.matmul(x, s)
+
+
+def fold_lora(params: Params, masks: Masks) -> tuple[Params, Masks]:
+    """Adds LoRA's masked products to their kernels; zeros stay zeros.
+
+        W <- m * (W + alpha / r * A B)
+
+    Args:
+      params: weights and factors.
+      masks: True = kept, None = dense.
+
+    Returns:
+      Params and masks without the factors, which compute what those with them do.
+    """
+    plain, adapter = split(params)
+    moved = _with_lora(plain, adapter)
+    mask_leaves, leaves = leaf_paths(masks), leaf_paths(params)
+    for path, kernel in moved.items():
+        leaves[path] = effective_weight(kernel, mask_leaves.get(path))
+    gone = {path for path in adapter if path.rpartition("/")[2] in LORA}
+    return (
+        from_paths({path: leaf for path, leaf in leaves.items() if path not in gone}),
+        from_paths({p: leaf for p, leaf in mask_leaves.items() if p not in gone}),
+    )
 
 
 def fold_scales(params: Params, masks: Masks) -> tuple[Params, Masks]:
@@ -93,10 +123,31 @@ def merge(params: Params, adapter: Adapter) -> Params:
       adapter: see `split`.
 
     Raises:
-      InputError: as `attach`.
+      InputError: as `attach`; or there are factors of LoRA, whose product has masks.
     """
     whole = attach(params, adapter)
+    for path in adapter:
+        if path.rpartition("/")[2] in LORA:
+            raise InputError(
+                f"{path}: merging it without its mask would fill the zeros of a pruned "
+                "matrix; fold it with the masks (fold_lora)"
+            )
     return effective_params(whole, from_paths(dict.fromkeys(leaf_paths(whole))))
+
+
+def _with_lora(plain: Params, adapter: Adapter) -> dict[str, Array]:
+    """The kernels that have LoRA's factors, by path, with their products added."""
+    leaves, found = leaf_paths(plain), {}
+    for node in nodes(adapter):
+        if f"{node}/{LORA_A}" not in adapter:
+            continue
+        a, b, scale = (adapter[f"{node}/{n}"] for n in (LORA_A, LORA_B, LORA_SCALE))
+        # alpha / r is a constant of the term, and stays one whatever trains.
+        scale = jax.lax.stop_gradient(scale)[..., None, None]
+        kernel = leaves[f"{node}/{KERNEL}"]
+        product = jnp.matmul(scale * a, b)
+        found[f"{node}/{KERNEL}"] = kernel + product.astype(kernel.dtype)
+    return found
 
 
 def _scaled(

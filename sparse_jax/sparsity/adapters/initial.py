@@ -110,7 +110,7 @@ def add_low_rank(
                 made[f"{node}/{X}"] = jnp.broadcast_to(indicator, (*lead, n_in, rank))
         return made
 
-    return _with(params, masks, _placed(factors, kernels, kept))
+    return with_leaves(params, masks, placed(factors, kernels, kept))
 
 
 def add_scales(params: Params, masks: Masks) -> tuple[Params, Masks]:
@@ -144,7 +144,7 @@ def add_scales(params: Params, masks: Masks) -> tuple[Params, Masks]:
             for node, k in kernels.items()
         }
 
-    return _with(params, masks, _placed(ones, kernels))
+    return with_leaves(params, masks, placed(ones, kernels))
 
 
 def _masked_kernels(params: Params, masks: Masks, new: str) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def _check_not_zeroed(kernels: dict[str, Any], kept: dict[str, Any]) -> None:
         )
 
 
-def _placed(
+def placed(
     make: Callable[..., dict[str, jax.Array]], kernels: dict[str, Any], *others: Any
 ) -> dict[str, jax.Array]:
     """make(kernels, ...) with its leaves, by path, on the mesh of the kernels."""
@@ -187,6 +187,7 @@ def _placed(
     return jax.jit(make, out_shardings=shardings)(kernels, *others)
 
 
-def _with(params: Params, masks: Masks, new: Adapter) -> tuple[Params, Masks]:
+def with_leaves(params: Params, masks: Masks, new: Adapter) -> tuple[Params, Masks]:
+    """Params and masks with these leaves beside their kernels."""
     whole = attach(params, new)
     return whole, masks_of(whole, masks)

@@ -8,6 +8,11 @@ from sparse_jax.tree import from_paths, leaf_paths
 from sparse_jax.types import InputError, Masks, Params, Tree
 
 KERNEL, S, X, SCALE = "kernel", "slorb_s", "slorb_x", "scale"
+LORA_A, LORA_B, LORA_SCALE = "lora_a", "lora_b", "lora_scale"
+LORA = (LORA_A, LORA_B, LORA_SCALE)
+
+_BESIDE = {S: (), X: (S,), SCALE: ()} | dict.fromkeys(LORA, LORA)
+"""Leaf of an adapter -> those that must be beside the same kernel."""
 
 Adapter = Mapping[str, Any]
 """Leaf path -> array, of the leaves that plain params do not have."""
@@ -56,8 +61,8 @@ def storage_bits(
 
     S has in / k * out entries, 1 / k of the dense matrix: at k = 16 that is 1/8 of what
     2:4 keeps. A stored X has in * in / k more, so that the two take 2 / k of a square
-    matrix, 1/4 of what 2:4 keeps; the indicator takes nothing. Learned scales are
-    folded into the weights at the end, and take nothing either.
+    matrix, 1/4 of what 2:4 keeps; the indicator takes nothing. Learned scales and
+    LoRA's factors are folded into the weights at the end, and take nothing either.
 
     Args:
       params: weights and factors.
@@ -105,17 +110,25 @@ def check(shapes: Mapping[str, tuple[int, ...]]) -> None:
             continue
         node, name = path.rsplit("/", 1)
         *lead, n_in, n_out = shapes.get(f"{node}/{KERNEL}", (0, 0))
-        rank = shapes.get(f"{node}/{S}", (0, 0))[-2]
-        expected = {S: (rank, n_out), X: (n_in, rank), SCALE: (2, n_out)}[name]
-        if not n_in or (not rank and name != SCALE):
-            other = S if n_in else KERNEL
-            raise InputError(f"{path}: there is no {node}/{other} that it belongs to")
+        for other in (f"{node}/{leaf}" for leaf in (KERNEL, *_BESIDE[name])):
+            if other not in shapes:
+                raise InputError(f"{path}: there is no {other} that it belongs to")
+        factor = shapes.get(f"{node}/{S if name in (S, X) else LORA_B}", ())
+        rank = (0, 0, *factor)[-2]
+        expected = {
+            S: (rank, n_out),
+            X: (n_in, rank),
+            SCALE: (2, n_out),
+            LORA_A: (n_in, rank),
+            LORA_B: (rank, n_out),
+            LORA_SCALE: (),
+        }[name]
         if shape != (*lead, *expected):
             raise InputError(
                 f"{path}: expected the shape {(*lead, *expected)} beside a kernel of "
                 f"shape {(*lead, n_in, n_out)}, found {shape}"
             )
-        if name != SCALE and n_in % rank:
+        if name in (S, X) and (not rank or n_in % rank):
             raise InputError(
                 f"{node}/{S}: its rank {rank} does not divide the {n_in} inputs of "
                 "the kernel"
@@ -125,7 +138,7 @@ def check(shapes: Mapping[str, tuple[int, ...]]) -> None:
 def is_adapter(path: str, leaves: Mapping[str, Any]) -> bool:
     """Whether plain params lack this leaf; norms have a scale, too, but no kernel."""
     node, _, name = path.rpartition("/")
-    return name in (S, X) or (name == SCALE and f"{node}/{KERNEL}" in leaves)
+    return name in _BESIDE and (name != SCALE or f"{node}/{KERNEL}" in leaves)
 
 
 def nodes(adapter: Adapter) -> list[str]:
