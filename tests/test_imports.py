@@ -30,6 +30,7 @@ SIBLINGS = {
     ("distributed", "types"),
     ("mesh", "tree"),
     ("solvers", "sparsity"),
+    ("sparsity", "quant"),
     ("io", "data"),
     ("evaluate", "infer"),
 }
