@@ -1,5 +1,6 @@
 """Settings and fixtures of the whole suite."""
 
+import gc
 import os
 import pathlib
 
@@ -13,6 +14,7 @@ from jaxtyping import install_import_hook
 
 install_import_hook("sparse_jax", "beartype.beartype")
 
+import jax
 import pytest
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
@@ -32,3 +34,24 @@ def cache_dir(tmp_path_factory) -> pathlib.Path:
     path = tmp_path_factory.mktemp("cache")
     os.environ["SPARSE_JAX_CACHE"] = str(path)
     return path
+
+
+MAPS = pathlib.Path("/proc/self/maps")
+MOST_MAPS = 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Frees compiled programs when there are many.
+
+    Each has memory maps of its own, and Linux allows a process 65,530 of them. Thousands
+    of tests in one process come near, and then XLA's compiler crashes.
+    """
+    yield
+    if not MAPS.exists():
+        return
+    with MAPS.open() as lines:
+        count = sum(1 for _ in lines)
+    if count > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
