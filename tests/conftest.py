@@ -44,8 +44,8 @@ MOST_MAPS = 20_000
 def forget_programs():
     """Frees compiled programs when there are many.
 
-    Each has memory maps of its own, and Linux allows a process 65,530 of them. Thousands
-    of tests in one process come near, and then XLA's compiler crashes.
+    Each has memory maps of its own, and Linux allows a process 65,530 of them. Many
+    tests in one process come near, and then XLA's compiler crashes.
     """
     yield
     if not MAPS.exists():
