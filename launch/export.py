@@ -21,7 +21,7 @@ MODEL = flags.DEFINE_string("model", None, "Hugging Face, run or stage directory
 OUT = flags.DEFINE_string("out", None, "The new packed file.")
 FORMAT = flags.DEFINE_string("format", "auto", "Storage type of all matrices, or auto.")
 DTYPE = flags.DEFINE_string(
-    "dtype", None, "float32, bfloat16, int8 or int4; by default, the checkpoint's."
+    "dtype", None, "float32, bfloat16, int8, int4, int2; by default, the checkpoint's."
 )
 HEAD = flags.DEFINE_string("head", "auto", "Storage type of the head, dense; or auto.")
 EVALUATE = flags.DEFINE_string("evaluate", None, "Text for the loss before and after.")

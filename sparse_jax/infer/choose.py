@@ -7,7 +7,7 @@ every storage type works in, decide. As a rule:
     few zeros          dense
     balanced           n16: nearly the same number N kept of every 16
     whole groups       group_int4, where int4 is asked for
-    anything else      bitmask (float32, bfloat16), ell (int8), dense (int4)
+    anything else      bitmask (float32, bfloat16), ell (int8), dense (int4, int2)
 
 2:4 and 4:8 patterns are balanced: 8:16. An N:16 type stores N weights of every 16, kept
 or not; it is considered only where nearly all of them are kept.
@@ -38,6 +38,7 @@ _TIMES = {
     "dense_bfloat16": (0.0, 0.60 / 16),
     "dense_int8": (0.0, 0.29 / 8),
     "dense_int4": (0.0, 0.166 / 4.125),
+    "dense_int2": (0.0, 0.088 / 2.28),
     "bitmask_float32": (0.33, 0.0228),
     "bitmask_bfloat16": (0.375, 0.0134),
     "ell_int8": (0.014, 0.0353),
@@ -46,6 +47,7 @@ _TIMES = {
     "n16_int8": (0.002, 0.0330),
     "n16_int4": (0.015, 0.0313),
     "group_int4": (0.012, 0.0370),
+    "group_int4_u8": (0.012, 0.0370),
 }
 _LARGE = 4096, 4096
 # Times that differ by less are equal: the smaller type is chosen.
@@ -124,8 +126,9 @@ def choose(zeros: Zeros, dtype: str) -> str:
 
     Args:
       zeros: see `count_zeros`.
-      dtype: of the stored weights: float32, bfloat16, int8 or int4. ell_int8 stands in
-        for int4 where it is faster than dense_int4, at four more bits per kept weight.
+      dtype: of the stored weights: float32, bfloat16, int8, int4 or int2. Types of more
+        bits stand in where they are faster, at more bits per kept weight: ell_int8 for
+        int4, both for int2.
 
     Example:
       >>> choose(count_zeros(np.tile([True, False], (2, 16))), "bfloat16")
@@ -145,12 +148,22 @@ def fastest(zeros: Zeros, kinds: Sequence[str]) -> str:
 def holders(zeros: Zeros, dtype: str) -> list[str]:
     """The types that hold weights of a dtype, and for whose pattern the zeros are."""
     found = [f"dense_{dtype}"]
+    if dtype == "int2":
+        return found + holders(zeros, "int4")
     found.append("ell_int8" if dtype.startswith("int") else f"bitmask_{dtype}")
     if zeros.balanced:
         found.append(f"n16_{dtype}")
     if dtype == "int4" and zeros.whole_groups:
         found.append("group_int4")
     return found
+
+
+def code_holders(zeros: Zeros, dtypes: Sequence[str]) -> list[str]:
+    """The types of some dtypes that may take over codes, for their pattern of zeros."""
+    found = [kind for dtype in dtypes for kind in holders(zeros, dtype)]
+    if "group_int4" in found:
+        found.append("group_int4_u8")
+    return [kind for kind in dict.fromkeys(found) if find_format(kind).dtype in dtypes]
 
 
 def _bits(kind: str, zeros: Zeros) -> float:

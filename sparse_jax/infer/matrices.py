@@ -33,10 +33,15 @@ class Matrices:
 
     def codes(
         self, slot: Slot
-    ) -> tuple[Int8[np.ndarray, "out in"], Float32[np.ndarray, "out scales"], int]:
-        """The codes and scales of a quantised matrix, and the inputs of a scale.
+    ) -> tuple[
+        Int8[np.ndarray, "out in"],
+        Float32[np.ndarray, "out scales"],
+        int,
+        Int8[np.ndarray, "out scales"] | None,
+    ]:
+        """Codes and scales of a quantised matrix, inputs of a scale, and zero points.
 
-        The last is 0 where a scale is for a whole row, see `kernels.pack_codes`.
+        The inputs are 0 where a scale is for a whole row, see `kernels.pack_codes`.
         """
         entry = self._reader.entries[slot.name]
         assert isinstance(entry, QuantizedEntry), slot.name
@@ -45,7 +50,10 @@ class Matrices:
             stop = min(start + entry.panel_rows, len(codes_OI))
             codes_OI[start:stop] = entry.codes(start, stop)
         scales_OS = entry.row_scales(0, len(codes_OI))
-        return codes_OI, scales_OS, entry.scheme.group
+        zeros_OS = entry.row_zeros(0, len(codes_OI))
+        if zeros_OS is not None:
+            zeros_OS = (zeros_OS - 2 ** (entry.scheme.bits - 1)).astype(np.int8)
+        return codes_OI, scales_OS, entry.scheme.group, zeros_OS
 
     def kept(
         self, slot: Slot, w_OI: Shaped[np.ndarray, "out in"]
@@ -54,7 +62,7 @@ class Matrices:
 
         Args:
           slot: which matrix.
-          w_OI: its weights, or its codes.
+          w_OI: its weights, or its codes less their zero points.
 
         Raises:
           InputError: a weight that is marked as pruned is not zero.

@@ -23,9 +23,9 @@ from sparse_jax.infer.choose import (
     Zeros,
     check_balanced,
     choose,
+    code_holders,
     count_zeros,
     fastest,
-    holders,
 )
 from sparse_jax.infer.matrices import Matrices
 from sparse_jax.infer.pack_report import Row, add_totals
@@ -37,6 +37,7 @@ from sparse_jax.io.packed_file import EMBEDDING, HEAD
 from sparse_jax.kernels import (
     FORMATS,
     Packed,
+    code_differences,
     find_format,
     holds_codes,
     pack,
@@ -45,7 +46,7 @@ from sparse_jax.kernels import (
 from sparse_jax.types import InputError
 
 AUTO = "auto"
-STORED = ("float32", "bfloat16", "int8", "int4")
+STORED = ("float32", "bfloat16", "int8", "int4", "int2")
 """Dtypes of stored weights."""
 
 Progress = Callable[[int, int], None]
@@ -61,9 +62,9 @@ class PackConfig:
 
     Attributes:
       format: storage type of all matrices that it can hold; auto = what suits each.
-      dtype: of the stored weights, float32, bfloat16, int8 or int4; None = one that
-        holds the checkpoint's exactly. A format that is named has its own. Codes of a
-        quantised checkpoint are never rounded to other codes.
+      dtype: of the stored weights, float32, bfloat16, int8, int4 or int2; None = one
+        that holds the checkpoint's exactly. A format that is named has its own. Codes
+        of a quantised checkpoint are never rounded to other codes.
       head: storage type of the output projection, a dense one; auto = dense_float32 or
         dense_bfloat16, exact for the checkpoint, or for bfloat16 where `dtype` is that.
     """
@@ -190,26 +191,29 @@ class _Packer:
         self._account(slot, "packed matrices", leaf, note, zeros.sparsity)
 
     def _add_codes(self, slot: Slot) -> None:
-        codes_OI, scales_OS, width = self._matrices.codes(slot)
-        kept_OI = self._matrices.kept(slot, codes_OI)
+        codes_OI, scales_OS, width, zeros_OS = self._matrices.codes(slot)
+        values_OI = code_differences(codes_OI, zeros_OS, width)
+        kept_OI = self._matrices.kept(slot, values_OI)
         zeros = count_zeros(kept_OI)
-        given = (codes_OI, scales_OS, width)
-        wanted = ("int8", "int4") if self._as_is else (self._dtype,)
-        kinds = [kind for dtype in wanted for kind in holders(zeros, dtype)]
-        kinds = [kind for kind in kinds if find_format(kind).dtype in wanted]
+        given = (codes_OI, scales_OS, width, zeros_OS)
+        wanted = ("int8", "int2", "int4") if self._as_is else (self._dtype,)
+        kinds = code_holders(zeros, wanted)
         reasons = {kind: holds_codes(kind, *given) for kind in kinds}
         exact = [kind for kind, reason in reasons.items() if reason is None]
         kind, note = self._config.format, ""
         if exact:
             kind, note = self._choose(zeros, fastest(zeros, exact))
         elif kind == AUTO:
-            kind = f"dense_{wanted[-1]}"
+            wide = self._as_is and np.abs(values_OI, dtype=np.int16).max() > 15
+            kind = "dense_int8" if wide else f"dense_{wanted[-1]}"
             raise InputError(
                 f"its codes cannot be taken over as they are: {kind} {reasons[kind]}; "
                 "ask for float32, which holds code * scale"
             )
         kept_OI = _suited(kind, kept_OI, zeros)
-        leaf = pack_codes(kind, codes_OI, scales_OS, kept_OI, width=width)
+        leaf = pack_codes(
+            kind, codes_OI, scales_OS, kept_OI, width=width, zeros_OS=zeros_OS
+        )
         self._writer.add(slot.name, leaf)
         note = "; ".join(filter(None, ["codes taken over", note]))
         self._account(slot, "packed matrices", leaf, note, zeros.sparsity)

@@ -1,7 +1,7 @@
 """Matrices in storage formats, and kernels that multiply by them directly."""
 
 from sparse_jax.kernels import attention
-from sparse_jax.kernels.codes import holds_codes, pack_codes
+from sparse_jax.kernels.codes import code_differences, holds_codes, pack_codes
 from sparse_jax.kernels.dot import IMPLEMENTATIONS, dot
 from sparse_jax.kernels.format import PANEL, Format
 from sparse_jax.kernels.group.build import from_codes, pack_groups
@@ -15,6 +15,7 @@ __all__ = [
     "Format",
     "Packed",
     "attention",
+    "code_differences",
     "dot",
     "find_format",
     "from_codes",

@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int8
 
 from sparse_jax.kernels.format import from_panels, to_panels
+from sparse_jax.types import InputError
 
 GROUP = 128
-"""Inputs that share a scale in the int4 types."""
+"""Inputs that share a scale in the int4 types, where a checkpoint brings no finer."""
 
 
 def quantize_activations(
@@ -76,6 +77,33 @@ def quantize_groups(w_OI: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return codes_OGI.reshape(n_out, -1)[:, :n_in].astype(np.int8), scale_OG
 
 
+def round_asymmetric(
+    w_K: np.ndarray, bits: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes, scales and zero points of groups along the last axis.
+
+        scale = (max w - min w) / (2^bits - 1),  zero = round(-min w / scale),
+        code = round(w / scale) + zero                   (max, min taken with 0)
+
+    half to even, the scale rounded to bfloat16 first.
+
+    Returns:
+      codes int8 like w, 0 to 2^bits - 1; scales float32; zeros int8.
+
+    Example:
+      >>> codes, scales, zeros = round_asymmetric(np.array([[-0.5, 0.0, 1.0]]), 2)
+      >>> codes.tolist(), scales.tolist(), zeros.tolist()
+      ([[0, 1, 3]], [0.5], [1])
+    """
+    last = (1 << bits) - 1
+    low, high = w_K.min(axis=-1, initial=0.0), w_K.max(axis=-1, initial=0.0)
+    scales = ((high - low) / last).astype(ml_dtypes.bfloat16).astype(np.float32)
+    divisors = np.where(scales > 0, scales, 1)
+    zeros = np.clip(np.rint(-low / divisors), 0, last)
+    codes_K = np.rint(w_K / divisors[..., None]) + zeros[..., None]
+    return np.clip(codes_K, 0, last).astype(np.int8), scales, zeros.astype(np.int8)
+
+
 def quantized_dot(
     x_BI: Float[Array, "B in"],
     codes_OI: Any,
@@ -106,25 +134,60 @@ def unpack_scales(scales_PGR: Any, n_out: int) -> Any:
     return from_panels(scales_PGR.swapaxes(1, 2), n_out).astype(np.float32)
 
 
-def scale_groups(codes_OI: np.ndarray, scales_OG: np.ndarray) -> np.ndarray:
-    """code * scale, a scale for every 128 inputs: the inverse of `quantize_groups`."""
-    scales_OI = np.repeat(scales_OG.astype(np.float32), GROUP, axis=1)
-    return codes_OI * scales_OI[:, : codes_OI.shape[1]]
+def scale_inputs(n_in: int, n_groups: int) -> int:
+    """Inputs that share a scale, 128, 64 or 32; scales are for whole 128 inputs.
+
+    Raises:
+      InputError: no such number of groups fits the inputs.
+
+    Example:
+      >>> scale_inputs(200, 2), scale_inputs(200, 8)
+      (128, 32)
+    """
+    wide = -(-n_in // GROUP)
+    for several in (1, 2, 4):
+        if n_groups == several * wide:
+            return GROUP // several
+    raise InputError(
+        f"expected {wide}, {2 * wide} or {4 * wide} scales for each of the rows of "
+        f"{n_in} inputs, found {n_groups}"
+    )
+
+
+def scale_groups(
+    codes_OI: np.ndarray,
+    scales_OG: np.ndarray,
+    zeros_OG: np.ndarray | None = None,
+    width: int = GROUP,
+) -> np.ndarray:
+    """scale (code - zero), a scale for every `width` inputs; zeros are 0 where None."""
+
+    def expand(values_OG: np.ndarray) -> np.ndarray:
+        return np.repeat(values_OG, width, axis=1)[:, : codes_OI.shape[1]]
+
+    codes_OI = codes_OI.astype(np.float32)
+    if zeros_OG is not None:
+        codes_OI = codes_OI - expand(zeros_OG)
+    return codes_OI * expand(scales_OG.astype(np.float32))
 
 
 def grouped_dot(
     x_BI: Float[Array, "B in"],
     codes_OI: Any,
     scales_OG: Any,
+    zeros_OG: Any | None = None,
+    width: int = GROUP,
 ) -> Float[Array, "B out"]:
-    """The reference of the int4 types: exact integer products by groups of 128 inputs.
+    """The reference of the grouped types: exact integer products by groups of inputs.
 
-    y = scale_x * sum_g scale_w[g] * sum(code_x * code_w over the group g)
+    y = scale_x * sum_g scale_w[g] * sum(code_x * (code_w - zero_w[g]) over the group g)
     """
     x_codes_BI, x_scale_B1 = quantize_activations(x_BI)
-    padding = ((0, 0), (0, -x_BI.shape[1] % GROUP))
-    x_BGI = jnp.pad(x_codes_BI, padding).reshape(x_BI.shape[0], -1, GROUP)
-    w_OGI = jnp.pad(codes_OI, padding).reshape(codes_OI.shape[0], -1, GROUP)
+    padding = ((0, 0), (0, width * scales_OG.shape[1] - x_BI.shape[1]))
+    x_BGI = jnp.pad(x_codes_BI, padding).reshape(x_BI.shape[0], -1, width)
+    w_OGI = jnp.pad(codes_OI, padding).reshape(codes_OI.shape[0], -1, width)
+    if zeros_OG is not None:
+        w_OGI = w_OGI - zeros_OG[..., None].astype(jnp.int8)
     sums_BGO = jnp.einsum(
         "bgi,ogi->bgo", x_BGI, w_OGI, preferred_element_type=jnp.int32
     )

@@ -13,7 +13,13 @@ import pytest
 from sparse_jax import io, models
 from sparse_jax.evaluate import evaluate, evaluate_blocks
 from sparse_jax.infer import PackConfig, pack_checkpoint, pack_table
-from sparse_jax.infer.choose import _bits, choose, count_zeros
+from sparse_jax.infer.choose import (
+    _bits,
+    choose,
+    code_holders,
+    count_zeros,
+    holders,
+)
 from sparse_jax.io.names import LINEAR_KERNELS
 from sparse_jax.kernels import FORMATS, Packed, pack
 from sparse_jax.models import LlamaConfig
@@ -83,6 +89,20 @@ def test_what_ell_takes_is_foreseen(pattern):
     kept = mask_of(pattern, (128, 4096))
     found = pack("ell_int8", np.ones(kept.shape, np.float32), kept).bits_per_weight
     assert _bits("ell_int8", count_zeros(kept)) == pytest.approx(found, rel=0.04)
+
+
+def test_two_bits_are_dense_unless_few_groups_are_kept():
+    assert choose(count_zeros(mask_of("0.5")), "int2") == "dense_int2"
+    assert choose(count_zeros(mask_of("5:16")), "int2") == "dense_int2"
+    few = np.repeat(np.random.default_rng(0).random((64, 16)) < 0.25, 16, axis=1)
+    assert choose(count_zeros(few), "int2") == "group_int4"
+
+
+def test_integer_scales_are_for_codes_alone():
+    groups = count_zeros(np.repeat(np.arange(64).reshape(4, 16) % 2 == 0, 16, axis=1))
+    assert "group_int4_u8" in code_holders(groups, ("int8", "int2", "int4"))
+    assert "group_int4_u8" not in holders(groups, "int4")
+    assert code_holders(groups, ("int2",)) == ["dense_int2"]
 
 
 def test_zeros_of_rows_that_end_inside_a_group():
@@ -265,7 +285,7 @@ def test_patterns_that_a_named_format_cannot_hold(tmp_path):
     ("settings", "sentence"),
     [
         ({"format": "n16"}, r"unknown format 'n16'; expected one of dense_float32, "),
-        ({"dtype": "int2"}, r"dtype must be one of \('float32', .*found 'int2'"),
+        ({"dtype": "int3"}, r"dtype must be one of \('float32', .*found 'int3'"),
         (
             {"format": "n16_int8", "dtype": "int4"},
             "format n16_int8 stores int8, but dtype is int4; name only one of them",

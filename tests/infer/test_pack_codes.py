@@ -8,6 +8,7 @@ import pytest
 from sparse_jax import io, kernels
 from sparse_jax.infer import PackConfig, pack_checkpoint, pack_table
 from sparse_jax.infer.random import random_mask
+from sparse_jax.io import words
 from sparse_jax.kernels import Packed, native, pack_codes
 from sparse_jax.models import LlamaConfig
 from sparse_jax.types import InputError
@@ -20,6 +21,7 @@ UP = "model.layers.0.mlp.up_proj.weight"
 INT8 = quantized.scheme(8)
 INT4 = quantized.scheme(4, 128, format="pack-quantized")
 GROUPS4 = quantized.scheme(4, 32, format="pack-quantized")
+WIDE4 = quantized.scheme(4, 64, format="pack-quantized")
 ROWS4 = quantized.scheme(4, format="pack-quantized")
 IMPLEMENTATIONS = (*native.supported_isas(),) if native.available() else ("reference",)
 
@@ -43,8 +45,11 @@ def packed_weights(path) -> Packed:
         (INT4, "dense", 0.0, "dense_int4"),
         (INT4, "n16_", 0.6875, "n16_int4"),
         (INT4, "any", 0.8, "dense_int4"),  # ell_int8 has no scales of groups
-        (INT4, "group_", 0.5, "group_int4"),
-        (GROUPS4, "dense", 0.0, "group_int4"),  # all groups kept: a scale for each
+        (INT4, "group_", 0.5, "group_int4_u8"),  # a scale of a row fits all its groups
+        (GROUPS4, "group_", 0.5, "group_int4_u8"),
+        (GROUPS4, "dense", 0.0, "dense_int4"),
+        (GROUPS4, "n16_", 0.5, "dense_int4"),  # n16_int4 has no scales of 32 inputs
+        (WIDE4, "n16_", 0.5, "n16_int4"),
         (ROWS4, "dense", 0.0, "dense_int4"),
         (ROWS4, "any", 0.8, "ell_int8"),
     ],
@@ -67,6 +72,78 @@ def test_codes_and_scales_are_taken_over(scheme, zeros, sparsity, expected, tmp_
     assert row["bytes_before"] == reader.entries[UP].nbytes
     embedding = io.read_packed(tmp_path / "a.packed").params["embed"]["embedding"]
     assert embedding.dtype == ml_dtypes.bfloat16
+
+
+def test_group_scales_that_are_no_integers_stay_bfloat16(tmp_path):
+    def any_scales(tensors):
+        rng = np.random.default_rng(0)
+        scales = {k: a for k, a in tensors.items() if k.endswith("_scale")}
+        return tensors | {
+            k: rng.uniform(0.01, 1, a.shape).astype(a.dtype) for k, a in scales.items()
+        }
+
+    kept = mask_of("group_", 0.5)
+    quantized.write(tmp_path / "a", CONFIG, GROUPS4, kept=kept, changes=any_scales)
+    pack_checkpoint(io.open_blocks(tmp_path / "a"), tmp_path / "p")
+    assert packed_weights(tmp_path / "p").format == "group_int4"
+
+
+def asymmetric(bits: int, group: int, found: dict[str, tuple]):
+    """A scheme with zero points, and what makes a checkpoint of it.
+
+    `found` gets the codes and the zero points of every matrix.
+    """
+    scheme = quantized.scheme(bits, group, format="pack-quantized")
+    scheme["config_groups"]["group_0"]["weights"]["symmetric"] = False
+    rng, half = np.random.default_rng(4), 1 << (bits - 1)
+
+    def change(tensors):
+        changed = dict(tensors)
+        for key in [key for key in tensors if key.endswith("_scale")]:
+            name = key.removesuffix("_scale")
+            zeros_OS = rng.integers(-half, half, tensors[key].shape).astype(np.int8)
+            shape = tuple(tensors[f"{name}_shape"])
+            codes_OI = rng.integers(-half, half, shape).astype(np.int8)
+            found[name] = codes_OI, zeros_OS
+            changed[f"{name}_packed"] = words.pack(codes_OI, bits)
+            changed[f"{name}_zero_point"] = words.pack(zeros_OS.T, bits).T.copy()
+        return changed
+
+    return scheme, change
+
+
+@pytest.mark.parametrize(
+    ("bits", "group", "expected"),
+    [
+        (2, 64, "dense_int2"),
+        (2, 128, "dense_int2"),
+        (2, 0, "dense_int2"),
+        (2, 32, "dense_int4"),  # code - zero from -3 to 3
+        (3, 128, "dense_int4"),  # from -7 to 7
+        (4, 32, "dense_int4"),  # with zero points
+        (4, 16, "group_int4_u8"),
+    ],
+)
+def test_zero_points_are_taken_over(bits, group, expected, tmp_path):
+    found = {}
+    scheme, change = asymmetric(bits, group, found)
+    written = quantized.write(tmp_path / "a", CONFIG, scheme, changes=change)
+    pack_checkpoint(io.open_blocks(tmp_path / "a"), tmp_path / "a.packed")
+    leaf = packed_weights(tmp_path / "a.packed")
+    assert leaf.format == expected
+    assert ("zeros" in leaf.arrays) == (bits == 4 or expected == "dense_int2")
+    codes_OI, zeros_OS = found[UP]
+    width = 128 // zeros_OS.shape[1]
+    scales_OI = np.repeat(written.scales[UP].astype(np.float32), width, axis=1)
+    shifted_OI = codes_OI - np.repeat(zeros_OS.astype(np.float32), width, axis=1)
+    np.testing.assert_array_equal(leaf.unpack(), scales_OI * shifted_OI)
+
+
+def test_zero_points_of_8_bits_are_refused(tmp_path):
+    scheme, change = asymmetric(8, 0, {})
+    quantized.write(tmp_path / "a", CONFIG, scheme, changes=change)
+    with pytest.raises(InputError, match="dense_int8 has no zero points, and code - z"):
+        pack_checkpoint(io.open_blocks(tmp_path / "a"), tmp_path / "p")
 
 
 def test_matrices_in_floats_keep_their_dtype(tmp_path):
@@ -108,11 +185,17 @@ def test_a_named_type_takes_codes_over_too(tmp_path):
             quantized.scheme(4, 8, format="pack-quantized"),
             PackConfig(),
             quantized.BF16,
-            "dense_int4 has a scale for each 128 inputs, not for each 8 inputs; ask",
+            "has a scale for each 32, 64 or 128 inputs, not for each 8 inputs; ask",
         ),
         (
             quantized.scheme(8, 64),
             PackConfig(dtype="int8"),
+            quantized.BF16,
+            "dense_int8 has a scale for each row, not for each 64 inputs; ask for flo",
+        ),
+        (
+            quantized.scheme(8, 64),
+            PackConfig(),
             quantized.BF16,
             "dense_int8 has a scale for each row, not for each 64 inputs; ask for flo",
         ),

@@ -48,6 +48,61 @@ def test_given_codes_and_scales_are_taken_over_exactly(zero_point):
     assert ("zeros" in leaf.arrays) == zero_point
 
 
+@pytest.mark.parametrize("zero_point", [False, True])
+@implementations
+def test_integer_scales_are_taken_over_and_multiplied_by(zero_point, implementation):
+    kept_OG, codes_NK, _, zeros_N = given_codes(zero_point, (40, 260))
+    rng = np.random.default_rng(4)
+    scales_N = rng.integers(0, 256, len(codes_NK))
+    units_O = rng.uniform(1e-3, 1, 40).astype(np.float32)
+    leaf = from_codes(kept_OG, codes_NK, scales_N, zeros_N, units_O)
+    assert leaf.format == "group_int4_u8"
+    assert ("zeros" in leaf.arrays) == zero_point
+    shifted_NK = codes_NK - (zeros_N[:, None] if zero_point else 0)
+    want_OGK = np.zeros((*kept_OG.shape, 16), np.float32)
+    want_OGK[kept_OG] = scales_N[:, None] * shifted_NK
+    want_OI = want_OGK.reshape(40, -1) * units_O[:, None]
+    np.testing.assert_array_equal(leaf.unpack(), want_OI)
+    cols = rng.random(260) < 0.3
+    for batch in (1, 7) if implementation != "reference" else (2,):
+        x_BI = activations((batch, 4160))
+        check(dot(jnp.asarray(x_BI), leaf, implementation=implementation), x_BI, leaf)
+        y_BO = dot(jnp.asarray(x_BI), leaf, cols=cols, implementation=implementation)
+        check(y_BO, np.where(np.repeat(cols, 16), x_BI, 0), leaf)
+
+
+@pytest.mark.parametrize("implementation", NATIVE)
+def test_the_largest_integers_of_a_superblock_do_not_overflow(implementation):
+    kept_OG = np.ones((16, 256), bool)
+    n = kept_OG.size
+    leaf = from_codes(
+        kept_OG, np.zeros((n, 16), int), np.full(n, 255), np.full(n, 15), np.ones(16)
+    )
+    for sign in (-1, 1):
+        x_BI = sign * jnp.ones((1, 4096))
+        y_BO = dot(x_BI, leaf, implementation=implementation)
+        want_BO = np.full((1, 16), -sign * 255 * 15 * 4096)
+        np.testing.assert_allclose(y_BO, want_BO, rtol=1e-6)
+
+
+def test_integer_scales_cost_little_and_take_half_a_bit_less():
+    w_OI, mask_OI = group_matrix((64, 4096), 0.5)
+    leaves = [kernels.pack(f"group_int4{end}", w_OI, mask_OI) for end in ("", "_u8")]
+    errors = [((leaf.unpack() - w_OI * mask_OI) ** 2).sum() for leaf in leaves]
+    assert errors[1] < 1.01 * errors[0]
+    saved = leaves[0].bits_per_weight - leaves[1].bits_per_weight
+    assert saved / mask_OI.mean() == pytest.approx(0.5, rel=0.05)
+
+
+def test_a_small_scale_of_a_row_does_not_vanish():
+    w_OI = np.ones((1, 32), np.float32)
+    w_OI[0, 16:] = 1e-4
+    leaf = kernels.pack("group_int4_u8", w_OI)
+    scales = leaf.arrays["scales"]
+    assert sorted(scales[scales > 0].tolist()) == [1, 255]
+    assert np.abs(leaf.unpack() - w_OI).max() < 1e-3
+
+
 def test_scales_that_are_no_bfloat16_are_rounded_to_nearest():
     kept_OG = np.ones((1, 1), bool)
     leaf = from_codes(kept_OG, np.full((1, 16), 7), np.array([0.3]))
@@ -131,12 +186,20 @@ def test_a_zero_in_a_kept_group_is_held_and_another_pattern_is_not():
 def test_bad_codes_are_one_sentence():
     kept_OG, codes_NK, scales_N, zeros_N = given_codes(True)
     n = kept_OG.sum()
-    with pytest.raises(InputError, match=rf"keeps {n} groups, so codes_NK must have"):
+    with pytest.raises(
+        InputError, match=rf"keeps {n} groups in 40 rows, so codes_NK must have"
+    ):
         from_codes(kept_OG, codes_NK[1:], scales_N, zeros_N)
     with pytest.raises(InputError, match="codes_NK must lie between -8 and 7"):
         from_codes(kept_OG, codes_NK, scales_N)
     with pytest.raises(InputError, match="zeros_N must lie between 0 and 15, found 16"):
         from_codes(kept_OG, codes_NK, scales_N, np.full(n, 16))
+    with pytest.raises(InputError, match=r"group_int4_u8: scales_N must lie.* 255"):
+        from_codes(kept_OG, codes_NK, 300 * scales_N, zeros_N, np.ones(40))
+    with pytest.raises(InputError, match=r"scales_N must be whole numbers, found 0\."):
+        from_codes(kept_OG, codes_NK, scales_N, zeros_N, np.ones(40))
+    with pytest.raises(InputError, match=r"row_scales_O must have the shape \[40\]"):
+        from_codes(kept_OG, codes_NK, scales_N, zeros_N, np.ones(41))
     scales_N[2] = np.nan
     with pytest.raises(InputError, match="scales_N must lie between 0 and"):
         from_codes(kept_OG, codes_NK, scales_N, zeros_N)
@@ -146,6 +209,14 @@ def refused(leaf, name, index, value):
     array = leaf.arrays[name].copy()
     array[index] = value
     return native.check("group_int4", leaf.shape, {**leaf.arrays, name: array})
+
+
+@needs_native
+def test_the_checks_name_the_type():
+    leaf = kernels.pack("group_int4_u8", *group_matrix((40, 4112), 0.2))
+    arrays = {**leaf.arrays, "ids": np.full_like(leaf.arrays["ids"], 200)}
+    found = native.check("group_int4_u8", leaf.shape, arrays)
+    assert found.startswith("group_int4_u8, array ids, panel 0, superblock 0: expected")
 
 
 @needs_native

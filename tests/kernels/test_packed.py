@@ -28,7 +28,7 @@ def test_quantised_formats_round_to_nearest(name):
     shape = shape_for(name, (33, 272))
     w_OI, mask_OI = matrix(name, shape)
     unpacked = kernels.pack(name, w_OI, mask_OI).unpack()
-    steps = 127 if name.endswith("int8") else 7
+    steps = {"int8": 127, "int4": 7, "int2": 1.5}[kernels.FORMATS[name].dtype]
     # Half a step of the largest weight of its row bounds that of every smaller group.
     limit = 0.51 * np.abs(w_OI).max(axis=1, keepdims=True) / steps
     assert (np.abs(unpacked - w_OI * mask_OI) <= limit).all()

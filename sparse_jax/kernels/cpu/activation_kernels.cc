@@ -29,14 +29,14 @@ constexpr float kRound = 12582912.0f;
 }  // namespace
 
 float quantize_row(const float* values, int64_t n, int8_t* codes, uint8_t* biased,
-                   int32_t* group_sums) {
+                   int32_t* sums) {
   const float top = max_magnitude(values, n);
   const bool finite = top - top == 0.0f;
   const bool zero = finite && top < 1.0e-30f;
   const float inverse = zero || !finite ? 0.0f : 127.0f / top;
-  for (int64_t first = 0; first < n; first += kScaleGroup) {
+  for (int64_t first = 0; first < n; first += kSumInputs) {
     int32_t sum = 0;
-    for (int64_t i = first; i < first + kScaleGroup; ++i) {
+    for (int64_t i = first; i < first + kSumInputs; ++i) {
       // The integer is in the low bits of the mantissa: no conversion that traps or
       // differs where the value is not finite.
       const float rounded = values[i] * inverse + kRound;
@@ -47,7 +47,7 @@ float quantize_row(const float* values, int64_t n, int8_t* codes, uint8_t* biase
       biased[i] = static_cast<uint8_t>(code + 128);
       sum += code;
     }
-    group_sums[first / kScaleGroup] = sum;
+    sums[first / kSumInputs] = sum;
   }
   // A row that is not finite gives results that are not: 0 * NaN.
   return finite ? (zero ? 0.0f : top / 127.0f) : top - top;

@@ -33,6 +33,7 @@ T* PreparedActivations::allocate(int64_t count) {
 
 PreparedActivations::PreparedActivations(const float* x, int64_t batch, int64_t n_in,
                                          const uint8_t* cols, unsigned needs,
+                                         int64_t sum_inputs,
                                          const KernelTable& table) {
   view_.batch = batch;
   view_.n_in = n_in;
@@ -53,25 +54,35 @@ PreparedActivations::PreparedActivations(const float* x, int64_t batch, int64_t 
     view_.values = values;
   }
   if (needs & (kNeedCodes | kNeedBiased)) {
-    int8_t* codes = allocate<int8_t>(size);
-    uint8_t* biased = allocate<uint8_t>(size);
-    float* scales = allocate<float>(batch);
-    int32_t* sums = allocate<int32_t>(size / kScaleGroup);
-    for (int64_t row = 0; row < batch; ++row) {
-      scales[row] =
-          table.quantize_row(view_.values + row * padded, padded, codes + row * padded,
-                             biased + row * padded, sums + row * padded / kScaleGroup);
-    }
-    view_.codes = codes;
-    view_.biased = biased;
-    view_.scales = scales;
-    view_.group_sums = sums;
+    quantize(sum_inputs, table);
   }
   if (needs & kNeedPlanes) {
     uint8_t* planes = allocate<uint8_t>(4 * size);
     table.split_planes(view_.values, size, planes);
     view_.planes = planes;
   }
+}
+
+void PreparedActivations::quantize(int64_t sum_inputs, const KernelTable& table) {
+  const int64_t batch = view_.batch, padded = view_.padded;
+  const int64_t n_sums = padded / kSumInputs, fold = sum_inputs / kSumInputs;
+  int8_t* codes = allocate<int8_t>(batch * padded);
+  uint8_t* biased = allocate<uint8_t>(batch * padded);
+  float* scales = allocate<float>(batch);
+  int32_t* sums = allocate<int32_t>(n_sums);
+  int32_t* group_sums = allocate<int32_t>(batch * n_sums / fold);
+  for (int64_t row = 0; row < batch; ++row) {
+    scales[row] = table.quantize_row(view_.values + row * padded, padded,
+                                     codes + row * padded, biased + row * padded, sums);
+    int32_t* folded = group_sums + row * n_sums / fold;
+    std::memset(folded, 0, n_sums / fold * sizeof(int32_t));
+    for (int64_t i = 0; i < n_sums; ++i) folded[i / fold] += sums[i];
+  }
+  view_.codes = codes;
+  view_.biased = biased;
+  view_.scales = scales;
+  view_.groups = n_sums / fold;
+  view_.group_sums = group_sums;
 }
 
 void PreparedActivations::find_runs(const uint8_t* cols) {

@@ -19,14 +19,15 @@ namespace sparse_jax {
 class PreparedActivations {
  public:
   // `x` is [batch, n_in]; `cols` is [ceil(n_in / 16)], 0 = an inactive input panel, or
-  // null when all are active.
+  // null when all are active. `sum_inputs` share a sum of codes: 32, 64 or 128.
   PreparedActivations(const float* x, int64_t batch, int64_t n_in, const uint8_t* cols,
-                      unsigned needs, const KernelTable& table);
+                      unsigned needs, int64_t sum_inputs, const KernelTable& table);
 
   const Activations& get() const { return view_; }
 
  private:
   void find_runs(const uint8_t* cols);
+  void quantize(int64_t sum_inputs, const KernelTable& table);
   template <typename T>
   T* allocate(int64_t count);
 

@@ -10,6 +10,7 @@ void dense_float32(const Call& call, int64_t begin, int64_t end);
 void dense_bfloat16(const Call& call, int64_t begin, int64_t end);
 void dense_int8(const Call& call, int64_t begin, int64_t end);
 void dense_int4(const Call& call, int64_t begin, int64_t end);
+void dense_int2(const Call& call, int64_t begin, int64_t end);
 
 }  // namespace SPARSE_JAX_ISA
 }  // namespace sparse_jax

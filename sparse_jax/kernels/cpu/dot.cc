@@ -71,6 +71,12 @@ std::vector<int32_t> active_panels(int64_t panels, const uint8_t* rows) {
   return active;
 }
 
+// Inputs whose codes a kernel wants added up: those of a scale.
+int64_t sum_inputs_of(const Leaf& leaf) {
+  if (leaf.format == Format::kDenseInt4) return scale_inputs_of(leaf);
+  return leaf.format == Format::kDenseInt2 ? 64 : 128;
+}
+
 // Enough chunks that threads of unequal speed end together, yet each large enough for
 // four streams.
 int64_t count_chunks(int64_t panels, int threads) {
@@ -120,7 +126,7 @@ std::string dot(const Dot& dot, const KernelTable& kernels, Pool& pool) {
   const int64_t n = static_cast<int64_t>(panels.size());
   if (n == 0 || dot.batch == 0) return "";
   const PreparedActivations x(dot.x, dot.batch, leaf.n_in, dot.cols, kernel.needs,
-                              kernels);
+                              sum_inputs_of(leaf), kernels);
   const Call call = {&leaf, &x.get(), panels.data(), dot.y};
   const int64_t chunks = count_chunks(n, pool.threads());
   parallel(pool, chunks, [&](int64_t chunk) {

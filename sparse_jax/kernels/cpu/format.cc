@@ -7,9 +7,11 @@ namespace {
 
 // In the order of the enum.
 const FormatInfo* const kInfos[kFormats] = {
-    &kDenseFloat32Info,   &kDenseBfloat16Info,   &kDenseInt8Info, &kDenseInt4Info,
-    &kBitmaskFloat32Info, &kBitmaskBfloat16Info, &kEllInt8Info,   &kN16Float32Info,
-    &kN16Bfloat16Info,    &kN16Int8Info,         &kN16Int4Info,   &kGroupInt4Info,
+    &kDenseFloat32Info,    &kDenseBfloat16Info, &kDenseInt8Info,
+    &kDenseInt4Info,       &kDenseInt2Info,     &kBitmaskFloat32Info,
+    &kBitmaskBfloat16Info, &kEllInt8Info,       &kN16Float32Info,
+    &kN16Bfloat16Info,     &kN16Int8Info,       &kN16Int4Info,
+    &kGroupInt4Info,       &kGroupInt4U8Info,
 };
 
 const char* dtype_name(Dtype dtype) {
@@ -93,6 +95,18 @@ std::string expect_shape(const Leaf& leaf, int i,
   return prefix(leaf, i) + "expected shape " +
          shape_text(expected.begin(), static_cast<int>(expected.size())) + ", found " +
          shape_text(array.shape, array.n_dims);
+}
+
+std::string expect_scales(const Leaf& leaf, int64_t least) {
+  const int64_t wide = ceil_div(leaf.n_in, 128), found = leaf.arrays[1].shape[1];
+  for (int64_t inputs = 128; inputs >= least; inputs /= 2) {
+    if (found == wide * 128 / inputs) {
+      return expect_shape(leaf, 1, {panels_of(leaf), found, kPanel});
+    }
+  }
+  return prefix(leaf, 1) + "expected " + std::to_string(wide) +
+         " for each output, one for 128 inputs, or twice as many, down to " +
+         std::to_string(least) + " inputs; found " + std::to_string(found);
 }
 
 std::string check_sizes(const Leaf& leaf) {

@@ -38,8 +38,9 @@ struct FormatInfo {
 
 // One for each format, defined beside its family's checks; collected in format.cc.
 extern const FormatInfo kDenseFloat32Info, kDenseBfloat16Info, kDenseInt8Info,
-    kDenseInt4Info, kBitmaskFloat32Info, kBitmaskBfloat16Info, kEllInt8Info,
-    kN16Float32Info, kN16Bfloat16Info, kN16Int8Info, kN16Int4Info, kGroupInt4Info;
+    kDenseInt4Info, kDenseInt2Info, kBitmaskFloat32Info, kBitmaskBfloat16Info,
+    kEllInt8Info, kN16Float32Info, kN16Bfloat16Info, kN16Int8Info, kN16Int4Info,
+    kGroupInt4Info, kGroupInt4U8Info;
 
 const FormatInfo& format_info(Format format);
 // False when no format has this name.
@@ -53,6 +54,10 @@ std::string check(const Leaf& leaf);
 // Empty when the array has this shape; a negative size is free.
 std::string expect_shape(const Leaf& leaf, int array,
                          std::initializer_list<int64_t> expected);
+
+// Empty when array 1 is scales [panels, groups, 16], one for each 128 inputs or for
+// each of a smaller number that `least` divides.
+std::string expect_scales(const Leaf& leaf, int64_t least);
 
 }  // namespace sparse_jax
 

@@ -37,11 +37,11 @@ inline int find_active(const Tiles& tiles, int count, const uint8_t* active,
 
 // Adds the products of one quad to out[row of the batch][output of the panel].
 // kPart: only tiles with an active input.
-template <bool kZeros, bool kPart, int kBatch>
+template <class Scales, bool kZeros, bool kPart, int kBatch>
 inline void add_quad(const Tiles& tiles, int count, const uint8_t* x, int64_t x_stride,
                      const uint8_t* active, const uint8_t* order,
                      float (&out)[kBatch][kPanel]) {
-  QuadSums<kZeros, kPart, kBatch> quad;
+  QuadSums<Scales, kZeros, kPart, kBatch> quad;
   if (kPart) {
     uint8_t list[256];
     const int n = find_active(tiles, count, active, list);
@@ -51,7 +51,7 @@ inline void add_quad(const Tiles& tiles, int count, const uint8_t* x, int64_t x_
     for (int tile = 0; tile < count; ++tile) {
       const int64_t ahead = tile + kPrefetchTiles;
       __builtin_prefetch(tiles.codes + ahead * kTileBytes);
-      __builtin_prefetch(tiles.scales + ahead * kTileGroups);
+      __builtin_prefetch(tiles.scales + ahead * kTileGroups * Scales::kBytes);
       quad.add(tiles, tile, x, x_stride);
     }
   }
@@ -62,7 +62,7 @@ inline void add_quad(const Tiles& tiles, int count, const uint8_t* x, int64_t x_
   }
 }
 
-template <bool kZeros, bool kPart, int kBatch>
+template <class Scales, bool kZeros, bool kPart, int kBatch>
 inline void run_panel(const Call& call, int64_t panel, int64_t row) {
   const Leaf& leaf = *call.leaf;
   const Activations& x = *call.x;
@@ -78,8 +78,8 @@ inline void run_panel(const Call& call, int64_t panel, int64_t row) {
         x.biased + row * x.padded + block * blocks.width * kGroup;
     const uint8_t* active = kPart ? x.active + block * blocks.width : nullptr;
     for (int quad = 0; quad < kQuads; ++quad) {
-      add_quad<kZeros, kPart, kBatch>(tiles, *counts, x_block, x.padded, active, order,
-                                      sums);
+      add_quad<Scales, kZeros, kPart, kBatch>(tiles, *counts, x_block, x.padded,
+                                              active, order, sums);
       advance(&tiles, *counts);
       ++counts;
       order += 4;
@@ -88,7 +88,11 @@ inline void run_panel(const Call& call, int64_t panel, int64_t row) {
   const float* panel_excess = array_data<float>(leaf, kGroupExcess) + panel * kPanel;
   const Floats excess = kPart ? zeros() : load(panel_excess);
   for (int b = 0; b < kBatch; ++b) {
-    const Floats y = fma(excess, set1(-1.0f), load(sums[b]));
+    Floats total = load(sums[b]);
+    if (Scales::kBytes == 1) {
+      total = mul(total, load(array_data<float>(leaf, kGroupRest) + panel * kPanel));
+    }
+    const Floats y = fma(excess, set1(-1.0f), total);
     store_outputs(call, row + b, panel, mul(y, set1(x.scales[row + b])));
   }
 }
@@ -101,31 +105,47 @@ inline void prefetch_tables(const Leaf& leaf, int64_t panel) {
   __builtin_prefetch(array_data<uint8_t>(leaf, kGroupOrder) + block * kPanel);
   __builtin_prefetch(array_data<uint32_t>(leaf, kGroupStarts) + panel);
   __builtin_prefetch(array_data<float>(leaf, kGroupExcess) + panel * kPanel);
+  if (leaf.format == Format::kGroupInt4U8) {
+    __builtin_prefetch(array_data<float>(leaf, kGroupRest) + panel * kPanel);
+  }
 }
 
-template <bool kZeros, bool kPart>
+template <class Scales, bool kZeros, bool kPart>
 inline void run_panels(const Call& call, int64_t begin, int64_t end) {
   const int64_t batch = call.x->batch;
   for (int64_t p = begin; p < end; ++p) {
     if (p + 2 < end) prefetch_tables(*call.leaf, call.panels[p + 2]);
     const int64_t panel = call.panels[p];
     int64_t row = 0;
-    for (; row + 4 <= batch; row += 4) run_panel<kZeros, kPart, 4>(call, panel, row);
-    for (; row + 2 <= batch; row += 2) run_panel<kZeros, kPart, 2>(call, panel, row);
-    if (row < batch) run_panel<kZeros, kPart, 1>(call, panel, row);
+    for (; row + 4 <= batch; row += 4) {
+      run_panel<Scales, kZeros, kPart, 4>(call, panel, row);
+    }
+    for (; row + 2 <= batch; row += 2) {
+      run_panel<Scales, kZeros, kPart, 2>(call, panel, row);
+    }
+    if (row < batch) run_panel<Scales, kZeros, kPart, 1>(call, panel, row);
   }
+}
+
+template <class Scales>
+void run_groups(const Call& call, int64_t begin, int64_t end) {
+  const bool zeros = call.leaf->n_arrays > zeros_at(*call.leaf);
+  if (call.x->active == nullptr) {
+    return zeros ? run_panels<Scales, true, false>(call, begin, end)
+                 : run_panels<Scales, false, false>(call, begin, end);
+  }
+  return zeros ? run_panels<Scales, true, true>(call, begin, end)
+               : run_panels<Scales, false, true>(call, begin, end);
 }
 
 }  // namespace
 
 void group_int4(const Call& call, int64_t begin, int64_t end) {
-  const bool zeros = call.leaf->n_arrays > kGroupZeros;
-  if (call.x->active == nullptr) {
-    return zeros ? run_panels<true, false>(call, begin, end)
-                 : run_panels<false, false>(call, begin, end);
-  }
-  return zeros ? run_panels<true, true>(call, begin, end)
-               : run_panels<false, true>(call, begin, end);
+  run_groups<FloatScales>(call, begin, end);
+}
+
+void group_int4_u8(const Call& call, int64_t begin, int64_t end) {
+  run_groups<IntScales>(call, begin, end);
 }
 
 }  // namespace SPARSE_JAX_ISA

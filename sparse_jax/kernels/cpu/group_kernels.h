@@ -7,6 +7,7 @@ namespace sparse_jax {
 namespace SPARSE_JAX_ISA {
 
 void group_int4(const Call& call, int64_t begin, int64_t end);
+void group_int4_u8(const Call& call, int64_t begin, int64_t end);
 
 }  // namespace SPARSE_JAX_ISA
 }  // namespace sparse_jax

@@ -14,8 +14,8 @@ namespace sparse_jax {
 
 // Inputs of one superblock: rows of activations are padded with zeros to whole ones.
 constexpr int64_t kSuperblock = 64;
-// Inputs that share one scale in the int4 formats.
-constexpr int64_t kScaleGroup = 128;
+// Inputs whose codes are added up while they are quantised.
+constexpr int64_t kSumInputs = 32;
 constexpr int64_t kInputPadding = 128;
 
 // The forms of the activations that kernels read; a kernel names those it needs.
@@ -40,7 +40,8 @@ struct Activations {
   const int8_t* codes = nullptr;        // [batch, padded]: values / scale, half to even
   const uint8_t* biased = nullptr;      // [batch, padded]: codes + 128
   const float* scales = nullptr;        // [batch]
-  const int32_t* group_sums = nullptr;  // [batch, padded / 128]: sums of codes
+  int64_t groups = 0;                   // of the leaf's scales, in a padded row
+  const int32_t* group_sums = nullptr;  // [batch, groups]: sums of codes
   const uint8_t* planes = nullptr;      // [batch, padded / 32, byte 0..3, 32]
   const Run* panel_runs = nullptr;      // active inputs, in input panels of 16
   int n_panel_runs = 0;
@@ -63,9 +64,10 @@ struct Kernel {
   void (*run)(const Call& call, int64_t begin, int64_t end);
 };
 
-// Symmetric quantisation of one row: see activations.h. Returns the scale.
+// Symmetric quantisation of one row: see activations.h. `sums` are those of kSumInputs
+// codes each. Returns the scale.
 using QuantizeRow = float (*)(const float* values, int64_t n, int8_t* codes,
-                              uint8_t* biased, int32_t* group_sums);
+                              uint8_t* biased, int32_t* sums);
 using ReadFloats = float (*)(const float* values, int64_t n);
 using SplitPlanes = void (*)(const float* values, int64_t n, uint8_t* planes);
 

@@ -13,7 +13,7 @@ enum class Dtype { kOther, kFloat32, kBfloat16, kInt8, kUint8, kUint16, kUint32 
 
 // Outputs of one panel: the unit of work in every format.
 constexpr int64_t kPanel = 16;
-constexpr int kMaxArrays = 8;
+constexpr int kMaxArrays = 9;
 constexpr int kMaxDims = 4;
 
 struct Array {
@@ -29,6 +29,7 @@ enum class Format {
   kDenseBfloat16,
   kDenseInt8,
   kDenseInt4,
+  kDenseInt2,
   kBitmaskFloat32,
   kBitmaskBfloat16,
   kEllInt8,
@@ -37,8 +38,9 @@ enum class Format {
   kN16Int8,
   kN16Int4,
   kGroupInt4,
+  kGroupInt4U8,
 };
-constexpr int kFormats = 12;
+constexpr int kFormats = 14;
 
 struct Leaf {
   Format format = Format::kDenseFloat32;
@@ -53,6 +55,12 @@ static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 static inline int64_t panels_of(const Leaf& leaf) {
   return ceil_div(leaf.n_out, kPanel);
+}
+
+// Inputs that share a scale in the int4 formats: 32, 64 or 128, by the number of
+// scales [panels, groups, 16], which are for whole 128 inputs.
+static inline int64_t scale_inputs_of(const Leaf& leaf) {
+  return ceil_div(leaf.n_in, 128) * 128 / leaf.arrays[1].shape[1];
 }
 
 }  // namespace sparse_jax

@@ -29,10 +29,8 @@ std::string check_int8(const Leaf& leaf) {
 }
 
 std::string check_int4(const Leaf& leaf) {
-  const int64_t groups = ceil_div(leaf.n_in, 128);
   const std::string error = check_blocks(leaf, 32 + 32);
-  return error.empty() ? expect_shape(leaf, 1, {panels_of(leaf), groups, kPanel})
-                       : error;
+  return error.empty() ? expect_scales(leaf, 64) : error;
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 //
 //   n16_int8  blocks uint8 [panels, superblocks, N, 96], scales float32 [panels, 16]
 //   n16_int4  blocks uint8 [panels, superblocks, N, 64], scales bfloat16
-//             [panels, groups, 16]; a group is 128 inputs, two superblocks
+//             [panels, groups, 16]; a group is 128 inputs, two superblocks, or one
 #include "n16_kernels.h"
 
 #include "n16_superblock.h"
@@ -19,6 +19,7 @@ struct N16Ints {
     const Activations& x = *call.x;
     const int slots = static_cast<int>(call.leaf->arrays[0].shape[2]);
     const int64_t bytes = slots * Values::kStep;
+    const int64_t odd = kGrouped ? scale_inputs_of(*call.leaf) / kSuperblock - 1 : 0;
     const uint8_t* blocks[kStreams];
     Ints sums[kStreams][kBatch];
     Floats results[kStreams][kBatch];
@@ -38,8 +39,8 @@ struct N16Ints {
         for (int s = 0; s < kStreams; ++s) at[s] = blocks[s] + i * bytes;
         add_superblock<Values, kSlots>(
             at, slots, x.codes + row * x.padded + i * kSuperblock, x.padded, sums);
-        if (kGrouped && (i % 2 == 1 || i + 1 == run.last)) {
-          add_groups(*call.leaf, panels, i / 2, sums, results);
+        if (kGrouped && ((i & odd) == odd || i + 1 == run.last)) {
+          add_groups(*call.leaf, panels, i >> odd, sums, results);
         }
       }
     }

@@ -143,6 +143,68 @@ inline Ints flush(const Ints& sum, const Pending& pending) {
           _mm256_add_epi32(sum.high, _mm256_madd_epi16(pending.high, one))};
 }
 
+// The same for 64 bytes of unsigned codes of 2 bits: quarter k of the bytes, from the
+// lowest bits up, with x[k]. Two quarters are multiplied where they lie, as four times
+// themselves. At most kQuarterSteps may be pending: 4 * 2 * 2 * 12 * 127 < 2^15.
+constexpr int kQuarterSteps = 4;
+
+struct Quarters {
+  Pending ones, fours;
+};
+
+inline Quarters no_quarters() { return {no_pending(), no_pending()}; }
+
+inline void add_quarters_half(__m256i* ones, __m256i* fours, __m256i bytes,
+                              const int32_t (&x)[4]) {
+  const __m256i low = _mm256_set1_epi8(3), second = _mm256_set1_epi8(12);
+#pragma GCC unroll 2
+  for (int k = 0; k < 4; k += 2) {
+    const __m256i first_x = _mm256_set1_epi32(x[k]);
+    const __m256i second_x = _mm256_set1_epi32(x[k + 1]);
+    *ones = _mm256_add_epi16(
+        *ones, _mm256_maddubs_epi16(_mm256_and_si256(bytes, low), first_x));
+    *fours = _mm256_add_epi16(
+        *fours, _mm256_maddubs_epi16(_mm256_and_si256(bytes, second), second_x));
+    bytes = _mm256_srli_epi16(bytes, 4);
+  }
+}
+
+inline Quarters add_quarters(const Quarters& sums, const void* codes,
+                             const int32_t (&x)[4]) {
+  const char* w = static_cast<const char*>(codes);
+  Quarters total = sums;
+  add_quarters_half(&total.ones.low, &total.fours.low, load_bytes(w), x);
+  add_quarters_half(&total.ones.high, &total.fours.high, load_bytes(w + 32), x);
+  return total;
+}
+
+inline Ints flush(const Ints& sum, const Quarters& pending) {
+  const Ints fours = flush(int_zeros(), pending.fours);
+  const Ints ones = flush(sum, pending.ones);
+  return {_mm256_add_epi32(ones.low, _mm256_srai_epi32(fours.low, 2)),
+          _mm256_add_epi32(ones.high, _mm256_srai_epi32(fours.high, 2))};
+}
+
+// 16 numbers of kBits = 2 or 4 bits, from the lowest bits of `words` up.
+template <int kBits>
+inline Ints unpack_bits(const uint32_t* words) {
+  const __m256i mask = _mm256_set1_epi32((1 << kBits) - 1);
+  const __m256i shifts = _mm256_setr_epi32(0, kBits, 2 * kBits, 3 * kBits, 4 * kBits,
+                                           5 * kBits, 6 * kBits, 7 * kBits);
+  const uint32_t second = kBits == 4 ? words[1] : words[0] >> 16;
+  const auto unpack = [&](uint32_t word) {
+    const __m256i all = _mm256_set1_epi32(static_cast<int>(word));
+    return _mm256_and_si256(_mm256_srlv_epi32(all, shifts), mask);
+  };
+  return {unpack(words[0]), unpack(second)};
+}
+
+// a * b, where a is not negative and both have less than 16 bits.
+inline Ints multiply_small(const Ints& a, int32_t b) {
+  const __m256i factor = _mm256_set1_epi32(b);
+  return {_mm256_madd_epi16(a.low, factor), _mm256_madd_epi16(a.high, factor)};
+}
+
 }  // namespace
 }  // namespace SPARSE_JAX_ISA
 }  // namespace sparse_jax

@@ -98,6 +98,58 @@ inline Ints flush(const Ints& sum, const Pending& pending) {
   return {_mm512_add_epi32(sum.all, pending.all)};
 }
 
+// The same for 64 bytes of unsigned codes of 2 bits: quarter k of the bytes, from the
+// lowest bits up, with x[k]. Two quarters are multiplied where they lie, as four times
+// themselves.
+constexpr int kQuarterSteps = 4;
+
+struct Quarters {
+  Ints ones, fours;
+};
+
+inline Quarters no_quarters() { return {int_zeros(), int_zeros()}; }
+
+inline Quarters add_quarters(const Quarters& sums, const void* codes,
+                             const int32_t (&x)[4]) {
+  const __m512i low = _mm512_set1_epi8(3), second = _mm512_set1_epi8(12);
+  __m512i bytes = load_bytes(codes), ones = sums.ones.all, fours = sums.fours.all;
+#pragma GCC unroll 2
+  for (int k = 0; k < 4; k += 2) {
+    ones = _mm512_dpbusd_epi32(ones, _mm512_and_si512(bytes, low),
+                               _mm512_set1_epi32(x[k]));
+    fours = _mm512_dpbusd_epi32(fours, _mm512_and_si512(bytes, second),
+                                _mm512_set1_epi32(x[k + 1]));
+    bytes = _mm512_srli_epi16(bytes, 4);
+  }
+  return {{ones}, {fours}};
+}
+
+inline Ints flush(const Ints& sum, const Quarters& pending) {
+  const __m512i fours = _mm512_srai_epi32(pending.fours.all, 2);
+  return {_mm512_add_epi32(_mm512_add_epi32(sum.all, pending.ones.all), fours)};
+}
+
+// 16 numbers of kBits = 2 or 4 bits, from the lowest bits of `words` up.
+template <int kBits>
+inline Ints unpack_bits(const uint32_t* words) {
+  const __m512i lanes =
+      _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i places = _mm512_slli_epi32(lanes, kBits == 4 ? 2 : 1);
+  __m512i all = _mm512_set1_epi32(static_cast<int>(words[0]));
+  if (kBits == 4) {
+    const __m256i second = _mm256_set1_epi32(static_cast<int>(words[1]));
+    all = _mm512_inserti64x4(all, second, 1);
+  }
+  const __m512i shifts = _mm512_and_si512(places, _mm512_set1_epi32(31));
+  return {_mm512_and_si512(_mm512_srlv_epi32(all, shifts),
+                           _mm512_set1_epi32((1 << kBits) - 1))};
+}
+
+// a * b, where a is not negative and both have less than 16 bits.
+inline Ints multiply_small(const Ints& a, int32_t b) {
+  return {_mm512_madd_epi16(a.all, _mm512_set1_epi32(b))};
+}
+
 }  // namespace
 }  // namespace SPARSE_JAX_ISA
 }  // namespace sparse_jax

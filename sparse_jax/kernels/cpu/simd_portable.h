@@ -118,6 +118,50 @@ inline Ints flush(const Ints& sum, const Pending& pending) {
   return total;
 }
 
+// The same for 64 bytes of unsigned codes of 2 bits: quarter k of the bytes, from the
+// lowest bits up, with x[k].
+constexpr int kQuarterSteps = 4;
+struct Quarters {
+  Ints all;
+};
+
+inline Quarters no_quarters() { return {int_zeros()}; }
+
+inline Quarters add_quarters(const Quarters& sums, const void* codes,
+                             const int32_t (&x)[4]) {
+  uint8_t bytes[64], quarter[64];
+  memcpy(bytes, codes, sizeof bytes);
+  Quarters total = sums;
+  for (int k = 0; k < 4; ++k) {
+    for (int i = 0; i < 64; ++i) quarter[i] = (bytes[i] >> (2 * k)) & 3;
+    total.all = dot4_codes(total.all, quarter, x[k]);
+  }
+  return total;
+}
+
+inline Ints flush(const Ints& sum, const Quarters& pending) {
+  return flush(sum, pending.all);
+}
+
+// 16 numbers of kBits = 2 or 4 bits, from the lowest bits of `words` up.
+template <int kBits>
+inline Ints unpack_bits(const uint32_t* words) {
+  constexpr int kInWord = 32 / kBits;
+  Ints a;
+  for (int i = 0; i < 16; ++i) {
+    const uint32_t bits = words[i / kInWord] >> (kBits * (i % kInWord));
+    a.lane[i] = static_cast<int32_t>(bits & ((1u << kBits) - 1));
+  }
+  return a;
+}
+
+// a * b, where a is not negative and both have less than 16 bits.
+inline Ints multiply_small(const Ints& a, int32_t b) {
+  Ints product;
+  for (int i = 0; i < 16; ++i) product.lane[i] = a.lane[i] * b;
+  return product;
+}
+
 inline Floats to_floats(const Ints& a) {
   Floats f;
   for (int i = 0; i < 16; ++i) f.lane[i] = static_cast<float>(a.lane[i]);

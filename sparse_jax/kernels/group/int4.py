@@ -1,5 +1,6 @@
 """Groups of 16 inputs kept or dropped whole, in 4 bits: GQSA's storage."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 from sparse_jax.kernels.format import PANEL, Arrays, ArraySpec, Format, panels
 from sparse_jax.kernels.group import layout
 from sparse_jax.kernels.group.layout import GROUP, MIDDLE, Kept
-from sparse_jax.kernels.quantize import quantize_activations
+from sparse_jax.kernels.quantize import quantize_activations, round_asymmetric
 from sparse_jax.types import InputError
 
 NAME = "group_int4"
@@ -18,7 +19,7 @@ _CHUNK = 1 << 22
 """Weights that are rounded at a time, so that packing needs little memory."""
 
 
-def _kept_groups(mask_OI: np.ndarray) -> np.ndarray:
+def kept_groups(mask_OI: np.ndarray) -> np.ndarray:
     """Which groups hold a kept weight, [out, groups].
 
     A kept weight may be zero; a mask that prunes more than one of 16 weights of the
@@ -36,39 +37,35 @@ def _kept_groups(mask_OI: np.ndarray) -> np.ndarray:
     return kept_OG
 
 
-def _divide(w_NK: np.ndarray, scales_N: np.ndarray) -> np.ndarray:
+def divide(w_NK: np.ndarray, scales_N: np.ndarray) -> np.ndarray:
+    """Weights over the scales of their groups, rounded half to even."""
     return np.rint(w_NK / np.where(scales_N > 0, scales_N, 1)[:, None])
 
 
 def _round_symmetric(w_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     scales_N = (np.abs(w_NK).max(axis=1, initial=0.0) / 7).astype(ml_dtypes.bfloat16)
     scales_N = scales_N.astype(np.float32)
-    codes_NK = np.clip(_divide(w_NK, scales_N), -7, 7)
+    codes_NK = np.clip(divide(w_NK, scales_N), -7, 7)
     return codes_NK.astype(np.int8), scales_N
 
 
-def _round_asymmetric(w_NK: np.ndarray) -> tuple[np.ndarray, ...]:
-    low_N = w_NK.min(axis=1, initial=0.0)
-    high_N = w_NK.max(axis=1, initial=0.0)
-    scales_N = ((high_N - low_N) / 15).astype(ml_dtypes.bfloat16).astype(np.float32)
-    zeros_N = np.clip(-_divide(low_N[:, None], scales_N)[:, 0], 0, 15)
-    codes_NK = np.clip(_divide(w_NK, scales_N) + zeros_N[:, None], 0, 15)
-    return codes_NK.astype(np.uint8), scales_N, zeros_N.astype(np.uint8)
+def kept_weights(w_OI: np.ndarray, mask_OI: np.ndarray, kept_OG: np.ndarray):
+    """(rows, weights [N, 16]) of the kept groups, some rows at a time."""
+    n_out, n_in = w_OI.shape
+    step = max(1, _CHUNK // n_in)
+    for start in range(0, n_out, step):
+        rows = slice(start, start + step)
+        w_OGK = np.where(mask_OI[rows], w_OI[rows], 0).reshape(-1, n_in // GROUP, GROUP)
+        yield rows, w_OGK[kept_OG[rows]]
 
 
 def pack_arrays(
     w_OI: np.ndarray, mask_OI: np.ndarray, zero_point: bool = False
 ) -> Arrays:
     """The arrays of a rounded matrix, see `pack_groups`."""
-    n_out, n_in = w_OI.shape
-    kept_OG = _kept_groups(mask_OI)
-    round_groups = _round_asymmetric if zero_point else _round_symmetric
-    step = max(1, _CHUNK // n_in)
-    parts = []
-    for start in range(0, n_out, step):
-        rows = slice(start, start + step)
-        w_OGK = np.where(mask_OI[rows], w_OI[rows], 0).reshape(-1, n_in // GROUP, GROUP)
-        parts.append(round_groups(w_OGK[kept_OG[rows]]))
+    kept_OG = kept_groups(mask_OI)
+    rounded = partial(round_asymmetric, bits=4) if zero_point else _round_symmetric
+    parts = [rounded(w_NK) for _, w_NK in kept_weights(w_OI, mask_OI, kept_OG)]
     return encode_groups(kept_OG, *map(np.concatenate, zip(*parts, strict=True)))
 
 
@@ -77,12 +74,13 @@ def encode_groups(
     codes_NK: np.ndarray,
     scales_N: np.ndarray,
     zeros_N: np.ndarray | None = None,
+    units_O: np.ndarray | None = None,
 ) -> Arrays:
     """The arrays that hold given codes, see `from_codes`."""
     rows, groups = np.nonzero(kept_OG)
     if zeros_N is None:
         codes_NK = codes_NK + MIDDLE
-    kept = Kept(rows, groups, codes_NK.astype(np.uint8), scales_N, zeros_N)
+    kept = Kept(rows, groups, codes_NK.astype(np.uint8), scales_N, zeros_N, units_O)
     return layout.encode(kept, (kept_OG.shape[0], kept_OG.shape[1] * GROUP))
 
 
@@ -93,6 +91,8 @@ def _weights(arrays: Arrays, shape: tuple[int, int], xp: Any) -> tuple[Any, ...]
     if "zeros" in arrays:
         zeros = zeros[..., None].astype(xp.float32)
     weights = slots.scales[..., None] * (slots.codes.astype(xp.float32) - zeros)
+    if "row_scales" in arrays:
+        weights = weights * arrays["row_scales"].reshape(-1)[slots.rows][..., None]
     return slots.rows, slots.groups, weights
 
 
@@ -100,7 +100,8 @@ def _blank(shape: tuple[int, int]) -> tuple[int, int, int]:
     return panels(shape[0]) * PANEL, shape[1] // GROUP, GROUP
 
 
-def _unpack(arrays: Arrays, shape: tuple[int, int]) -> np.ndarray:
+def unpack(arrays: Arrays, shape: tuple[int, int]) -> np.ndarray:
+    """The weights, [out, in]."""
     rows, groups, weights = _weights(arrays, shape, np)
     held = np.asarray(arrays["scales"]) != 0
     w_OGK = np.zeros(_blank(shape), np.float32)
@@ -108,7 +109,8 @@ def _unpack(arrays: Arrays, shape: tuple[int, int]) -> np.ndarray:
     return w_OGK.reshape(-1, shape[1])[: shape[0]]
 
 
-def _dot(x_BI: jax.Array, arrays: Arrays, shape: tuple[int, int]) -> jax.Array:
+def dot(x_BI: jax.Array, arrays: Arrays, shape: tuple[int, int]) -> jax.Array:
+    """The reference: codes of activations times the weights in float32."""
     rows, groups, weights = _weights(arrays, shape, jnp)
     w_OGK = jnp.zeros(_blank(shape), jnp.float32).at[rows, groups].add(weights)
     w_OI = w_OGK.reshape(-1, shape[1])[: shape[0]]
@@ -116,22 +118,25 @@ def _dot(x_BI: jax.Array, arrays: Arrays, shape: tuple[int, int]) -> jax.Array:
     return codes_BI.astype(jnp.float32) @ w_OI.T * scale_B1
 
 
-def _specs(shape: tuple[int, int]) -> dict[str, ArraySpec]:
+def specs(shape: tuple[int, int], *, integers: bool) -> dict[str, ArraySpec]:
+    """Its arrays; with `integers` scales are those of group_int4_u8."""
     blocks = (panels(shape[0]), layout.superblocks(shape[1]).count)
+    per_row = ArraySpec(dtype="float32", shape=(blocks[0], PANEL))
     return {
         "codes": ArraySpec(dtype="uint8", shape=(None, 64)),
         "ids": ArraySpec(dtype="uint8", shape=(None, 8)),
-        "scales": ArraySpec(dtype="bfloat16", shape=(None, 8)),
+        "scales": ArraySpec(dtype="uint8" if integers else "bfloat16", shape=(None, 8)),
         "counts": ArraySpec(dtype="uint8", shape=(*blocks, 4)),
         "order": ArraySpec(dtype="uint8", shape=(*blocks, PANEL)),
         "starts": ArraySpec(dtype="uint32", shape=(blocks[0] + 1,)),
-        "excess": ArraySpec(dtype="float32", shape=(blocks[0], PANEL)),
+        "excess": per_row,
+        **({"row_scales": per_row} if integers else {}),
         "zeros": ArraySpec(dtype="uint8", shape=(None, 4), optional=True),
     }
 
 
-def _expected_bits(n_out: int, n_in: int, density: float) -> float:
-    """88 bits for each group, padding and tables included, for a uniform mask.
+def expected_bits(n_out: int, n_in: int, density: float, *, scale_bits: int) -> float:
+    """72 bits and a scale for each group, with padding and tables, for a uniform mask.
 
     Sorting 16 counts leaves the fullest of four neighbours 0.374 standard deviations
     above the mean (order statistics of the normal distribution), rounded up to pairs.
@@ -140,7 +145,9 @@ def _expected_bits(n_out: int, n_in: int, density: float) -> float:
     spread = (width * density * (1 - density)) ** 0.5
     padded = density * width + (0.374 * spread + 0.5 if 0 < density < 1 else 0)
     tables = 20 * 8 / PANEL * n_blocks + 32 + 32 / PANEL
-    return (88 * min(padded, width + width % 2) * n_blocks + tables) / n_in
+    return (
+        (72 + scale_bits) * min(padded, width + width % 2) * n_blocks + tables
+    ) / n_in
 
 
 GROUP_INT4 = Format(
@@ -151,10 +158,10 @@ GROUP_INT4 = Format(
     input_multiple=GROUP,
     pack=pack_arrays,
     panel_wise=False,
-    unpack=_unpack,
-    reference=_dot,
-    array_specs=_specs,
-    expected_bits=_expected_bits,
+    unpack=unpack,
+    reference=dot,
+    array_specs=partial(specs, integers=False),
+    expected_bits=partial(expected_bits, scale_bits=16),
 )
 """w = scale (code - zero) in kept groups of 16 inputs, 0 in the others.
 

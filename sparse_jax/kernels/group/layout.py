@@ -1,4 +1,4 @@
-"""Where everything lies in the arrays of group_int4; numpy, on the host.
+"""Where everything lies in the arrays of the group types; numpy, on the host.
 
 A *panel* is 16 outputs, a *superblock* up to 256 neighbouring groups (4096 inputs), so
 that the id of a group in it is one byte. In every (panel, superblock) the 16 outputs
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from sparse_jax.kernels.format import PANEL, Arrays
+from sparse_jax.kernels.format import PANEL, Arrays, to_panels
 from sparse_jax.types import InputError
 
 GROUP = 16
@@ -56,8 +56,9 @@ class Kept(NamedTuple):
       rows: output of each, int64 [N].
       groups: group of inputs of each, int64 [N].
       codes: uint8 [N, 16], 0 to 15; the weight is scale * (code - zero).
-      scales: float32 [N], each of them a bfloat16.
+      scales: float32 [N], each of them a bfloat16; or uint8 [N], times `units`.
       zeros: uint8 [N], 0 to 15, or None where all are 8.
+      units: float32 [out], what an integer scale of a row is multiplied by.
     """
 
     rows: np.ndarray
@@ -65,6 +66,7 @@ class Kept(NamedTuple):
     codes: np.ndarray
     scales: np.ndarray
     zeros: np.ndarray | None
+    units: np.ndarray | None = None
 
 
 def _order_quads(rows, blocks, shape, n_blocks):
@@ -90,7 +92,7 @@ def encode(kept: Kept, shape: tuple[int, int]) -> Arrays:
     tiles = int(ends[-1])
     if tiles >= 2**32:
         raise InputError(
-            f"group_int4: a matrix may hold 2^32 tiles of 8 groups, found {tiles}; "
+            f"a matrix of groups may hold 2^32 tiles of 8 groups, found {tiles}; "
             "split it"
         )
     # Rank of each kept group among those of its output in its superblock.
@@ -107,7 +109,8 @@ def encode(kept: Kept, shape: tuple[int, int]) -> Arrays:
     block_of_tile = np.repeat(np.arange(counts.size) // 4 % n_blocks, counts.ravel())
     ids = np.repeat(last[block_of_tile].astype(np.uint8)[:, None], 8, axis=1)
     ids[tile, slot] = kept.groups - blocks * width
-    scales = np.zeros((tiles, 8), ml_dtypes.bfloat16)
+    dtype = ml_dtypes.bfloat16 if kept.units is None else np.uint8
+    scales = np.zeros((tiles, 8), dtype)
     scales[tile, slot] = kept.scales
     codes = np.full((tiles, 8, GROUP), MIDDLE, np.uint8)
     codes[tile, slot] = kept.codes
@@ -123,6 +126,8 @@ def encode(kept: Kept, shape: tuple[int, int]) -> Arrays:
         ),
         "excess": _excess(kept, order.shape[0]),
     }
+    if kept.units is not None:
+        arrays["row_scales"] = to_panels(kept.units)
     if kept.zeros is not None:
         zeros = np.full((tiles, 8), MIDDLE, np.uint8)
         zeros[tile, slot] = kept.zeros
@@ -133,7 +138,10 @@ def encode(kept: Kept, shape: tuple[int, int]) -> Arrays:
 def _excess(kept: Kept, panels: int) -> np.ndarray:
     """128 sum(w) of each output: what activations + 128 add to its product."""
     zeros = MIDDLE if kept.zeros is None else kept.zeros.astype(np.int64)
-    sums = kept.scales * (kept.codes.sum(-1, dtype=np.int64) - GROUP * zeros)
+    scales = kept.scales
+    if kept.units is not None:
+        scales = scales * kept.units[kept.rows].astype(np.float64)
+    sums = scales * (kept.codes.sum(-1, dtype=np.int64) - GROUP * zeros)
     sums = np.bincount(kept.rows, weights=sums, minlength=panels * PANEL)
     return (128 * sums).astype(np.float32).reshape(panels, PANEL)
 
@@ -144,7 +152,7 @@ class Slots(NamedTuple):
     rows: Any  # [tiles, 8]
     groups: Any  # [tiles, 8]
     codes: Any  # [tiles, 8, 16]
-    scales: Any  # [tiles, 8]
+    scales: Any  # [tiles, 8], in float32, as they are stored
     zeros: Any  # [tiles, 8], or the zero point of all
 
 

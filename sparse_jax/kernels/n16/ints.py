@@ -13,6 +13,7 @@ from sparse_jax.kernels.format import (
     ArraySpec,
     Format,
     from_panels,
+    pad_to,
     panels,
     to_panels,
 )
@@ -25,6 +26,7 @@ from sparse_jax.kernels.quantize import (
     quantize_rows,
     quantized_dot,
     scale_groups,
+    scale_inputs,
     unpack_scales,
 )
 
@@ -70,8 +72,12 @@ def pack_int4(
     scales_OG: np.ndarray,
     mask_OI: np.ndarray,
     n: int | None = None,
+    width: int = GROUP,
 ) -> Arrays:
-    """The arrays of n16_int4 from codes -8 to 7 and scales [out, ceil(in / 128)]."""
+    """The arrays of n16_int4 from codes -8 to 7 and scales [out, ceil(in / width)].
+
+    `width`, 64 or 128, inputs share a scale.
+    """
     ids_OBN, kept_OBN = slots.find_slots(mask_OI, n)
     codes_OBN = slots.take_slots(codes_OI, ids_OBN, kept_OBN)
     codes = slots.int_values(slots.to_superblocks(codes_OBN)).view(np.uint8) & 15
@@ -80,7 +86,7 @@ def pack_int4(
     ids = slots.int_ids(slots.to_superblocks(ids_OBN))
     return {
         "blocks": np.concatenate([ids, nibbles], axis=3),
-        "scales": pack_scales(scales_OG),
+        "scales": pack_scales(pad_to(scales_OG, 1, GROUP // width)),
     }
 
 
@@ -95,19 +101,20 @@ def _codes_int4(arrays: Arrays, shape: tuple[int, int], xp: Any) -> Any:
 
 
 def _unpack_int4(arrays: Arrays, shape: tuple[int, int]) -> np.ndarray:
-    return scale_groups(
-        _codes_int4(arrays, shape, np), unpack_scales(arrays["scales"], shape[0])
-    )
+    scales_OG = unpack_scales(arrays["scales"], shape[0])
+    width = scale_inputs(shape[1], scales_OG.shape[1])
+    return scale_groups(_codes_int4(arrays, shape, np), scales_OG, width=width)
 
 
 def _dot_int4(x_BI: jax.Array, arrays: Arrays, shape: tuple[int, int]) -> jax.Array:
     codes_OI = _codes_int4(arrays, shape, jnp)
-    return grouped_dot(x_BI, codes_OI, unpack_scales(arrays["scales"], shape[0]))
+    scales_OG = unpack_scales(arrays["scales"], shape[0])
+    width = scale_inputs(shape[1], scales_OG.shape[1])
+    return grouped_dot(x_BI, codes_OI, scales_OG, width=width)
 
 
 def _specs_int4(shape: tuple[int, int]) -> dict[str, ArraySpec]:
-    size = (panels(shape[0]), panels(shape[1], GROUP), PANEL)
-    scales = ArraySpec(dtype="bfloat16", shape=size)
+    scales = ArraySpec(dtype="bfloat16", shape=(panels(shape[0]), None, PANEL))
     return {**slots.specs(shape, slots.STEP // 2), "scales": scales}
 
 
@@ -159,7 +166,8 @@ N16_INT4 = Format(
 
 A step is 32 bytes of ids in the int order of `n16/slots.py` and 32 bytes of codes in
 4-bit two's complement: the low nibbles are values 0 to 31 of that order, the high ones
-32 to 63. A group is 128 inputs; w = code * scale, scale = max|w| / 7 of the group,
-codes -7 to 7 rounded half to even (-8 where a checkpoint brings it). Activations are
-quantised as in `quantize_activations`.
+32 to 63. A group is 128 inputs; where a checkpoint brings scales of 64, there are two
+groups for each 128. w = code * scale, scale = max|w| / 7 of the group, codes -7 to 7
+rounded half to even (-8 where a checkpoint brings it). Activations are quantised as in
+`quantize_activations`.
 """
