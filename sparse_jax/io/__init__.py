@@ -4,7 +4,6 @@ from sparse_jax.io.block_reader import BlockReader, open_blocks
 from sparse_jax.io.block_writer import BlockWriter
 from sparse_jax.io.config_json import config_from_json, config_to_json, load_config
 from sparse_jax.io.directory import check_free, replace_directory
-from sparse_jax.io.export import save
 from sparse_jax.io.huggingface import load
 from sparse_jax.io.locate import check_tokenizer, locate
 from sparse_jax.io.masks_file import load_masks, save_masks
@@ -13,6 +12,7 @@ from sparse_jax.io.packed_file import PackedModel, read_packed
 from sparse_jax.io.packed_table import look_up
 from sparse_jax.io.packed_writer import PackedWriter, write_packed
 from sparse_jax.io.resolve import Model, resolve
+from sparse_jax.io.save_model import save
 
 __all__ = [
     "BlockReader",

@@ -16,9 +16,11 @@ from sparse_jax.io.config_json import load_config
 from sparse_jax.io.entries import leaf_shapes, open_entries
 from sparse_jax.io.locate import locate, model_tokenizer
 from sparse_jax.io.mask_source import MaskSource
+from sparse_jax.io.quantized_reader import found_activations, found_grids
 from sparse_jax.io.safetensors_file import Entry
 from sparse_jax.io.weight_files import CODES
 from sparse_jax.models import sizes
+from sparse_jax.quant import Grid
 from sparse_jax.types import InputError, Params
 
 
@@ -27,8 +29,9 @@ def open_blocks(path: str | Path, *, merge: bool = False) -> "BlockReader":
 
     Args:
       path: a Hugging Face, stage or run directory, see `resolve`.
-      merge: read a matrix that has a low-rank adapter as the dense sum of both; else a
-        model that has one is refused, so that nothing drops it silently.
+      merge: read a matrix that has an adapter, low-rank factors or outliers, as the
+        dense sum of all; else a model that has one is refused, so that nothing drops it
+        silently.
 
     Raises:
       InputError: no model, a damaged one, one of another architecture, or only a size;
@@ -56,7 +59,9 @@ class BlockReader:
       entries: tensor name -> where it lies.
       dtype: stored dtype; of different ones, one that holds them all. Quantised
         matrices count as float32, which holds code * scale.
-      quantized: the dtypes of the codes of quantised matrices, "int4" or "int8".
+      quantized: the dtypes of the codes of quantised matrices, such as "int4"; nothing
+        where there are none.
+      activations: how the inputs of these are rounded; None = not at all.
       unquantized_dtype: as `dtype`, of the other tensors.
     """
 
@@ -77,19 +82,20 @@ class BlockReader:
         self._adapter = find_adapter(directory, self.config)
         if self._adapter is not None and not merge:
             raise InputError(
-                f"{directory}: holds a low-rank adapter ({ADAPTER}), which would be "
-                "lost, since only the pruned weights are taken here; name a model "
-                "without one, or move that file away to do without it"
+                f"{directory}: holds an adapter ({ADAPTER}), which would be lost: only "
+                "the stored weights are taken here; name a model without one, or move "
+                "that file away to do without it"
             )
         self.entries = self._adapter.merged(stored) if self._adapter else stored
         self.dtype = _widest([*self.entries.values()])
         codes, others = [], []
-        for entry in self.entries.values():
+        for entry in stored.values():
             (codes if isinstance(entry, QuantizedEntry) else others).append(entry)
         self.quantized = tuple(sorted({f"int{entry.scheme.bits}" for entry in codes}))
+        self.activations = found_activations(stored, self.config)
         self.unquantized_dtype = _widest(others)
         self._shapes = leaf_shapes(self.config)
-        self._words = words
+        self._words, self._stored_entries = words, stored
         self._masks = MaskSource(directory, self.config, stored)
 
     @property
@@ -130,6 +136,15 @@ class BlockReader:
           InputError: a weight that is marked as pruned is not zero.
         """
         return self._masks.read_layer(index)
+
+    def layer_grids(self, index: int) -> dict[str, Grid]:
+        """The grids of one block's quantised matrices [in, out], by leaf path.
+
+        Raises:
+          InputError: a file has become shorter.
+        """
+        found = found_grids(self._stored_entries, self.config, layers=[index])
+        return {path: grid for (path, _), grid in found.items()}
 
     @property
     def outside_masks(self) -> dict[str, Entry]:

@@ -1,54 +1,26 @@
-"""A model written block by block; what is written survives a kill.
+"""A model written block by block; what is written survives a kill."""
 
-Every block is a safetensors file, `block-00003.safetensors`, of its Hugging Face
-tensors in the dtype of the final model, the bits of their masks, as `masks_file` packs
-them, under "mask.NAME", and the metadata
-
-    format   "sparse_jax.block"
-    version  "1"
-    index    number of the block
-    model    the `config.json` of the model
-    rows     JSON: what its maker wants to remember
-"""
-
-import functools
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from sparse_jax.files import disk_errors, replace_file
-from sparse_jax.io import export, huggingface, masks_file, names, safetensors_file
+from sparse_jax.io import adapter_file, export, huggingface, masks_file
+from sparse_jax.io.adapter_file import ADAPTER
+from sparse_jax.io.block_content import content_of
+from sparse_jax.io.block_file import MASK, Block, Kind, Row, open_block, write_block
 from sparse_jax.io.block_reader import BlockReader
-from sparse_jax.io.config_json import config_to_json
-from sparse_jax.io.entries import layer_shapes, leaf_shapes
+from sparse_jax.io.entries import leaf_shapes
 from sparse_jax.io.mask_source import MASKS
 from sparse_jax.io.names import Slot
-from sparse_jax.io.safetensors_file import Entry, Tensor
+from sparse_jax.io.quantized_reader import found_activations, found_grids
+from sparse_jax.io.safetensors_file import Entry
 from sparse_jax.io.weight_files import CODES, Panels
 from sparse_jax.models.config import LlamaConfig
-from sparse_jax.tree import leaf_paths
+from sparse_jax.quant import Activations, Grid
 from sparse_jax.types import InputError, Params
-
-Row = dict[str, Any]
-
-_FORMAT = {"format": "sparse_jax.block", "version": "1"}
-_MASK = "mask."
-
-
-class _Block(NamedTuple):
-    """A block that is on the disk; `masked` are the leaf paths that have masks."""
-
-    entries: dict[str, Entry]
-    masked: list[str]
-    rows: list[Row]
-
-
-def _nothing(slot: Slot) -> Iterable[np.ndarray]:
-    return ()
 
 
 class BlockWriter:
@@ -73,8 +45,8 @@ class BlockWriter:
         """
         export.check_dtype(dtype)
         self.work_dir, self.config, self.dtype = Path(work_dir), config, dtype
-        self._shapes = leaf_shapes(config)
-        self._blocks: dict[int, _Block] = {}
+        self._kind, self._shapes = Kind(config, dtype), leaf_shapes(config)
+        self._blocks: dict[int, Block] = {}
         with disk_errors(self.work_dir):
             self.work_dir.mkdir(parents=True, exist_ok=True)
             for leftover in self.work_dir.glob(".block-*.partial"):
@@ -95,6 +67,10 @@ class BlockWriter:
         layer_params: Params,
         masks: Mapping[str, jax.Array],
         rows: Sequence[Row],
+        *,
+        grids: Mapping[str, Grid] | None = None,
+        activations: Activations | None = None,
+        adapter: Mapping[str, jax.Array] | None = None,
     ) -> None:
         """Writes one block; when this returns, it is on the disk.
 
@@ -104,30 +80,36 @@ class BlockWriter:
           masks: [in, out] by leaf path, as of `BlockReader.layer_masks`; every block
             has masks of the same leaves.
           rows: anything JSON can hold, kept beside the weights.
+          grids: by leaf path, of the quantised matrices [in, out], whose weights are on
+            them.
+          activations: how the inputs of these are rounded, in all blocks in the same
+            way; static scales of this block, at least.
+          adapter: what is added to the weights, by leaf path, of this layer; of the
+            same leaves and shapes in all blocks.
 
         Raises:
-          InputError: the disk is full or read-only, or a weight does not fit into the
-            writer's dtype.
+          InputError: the disk is full or read-only, a weight does not fit into the
+            writer's dtype or is not on its grid, or a grid fits no matrix.
           ValueError: a pruned weight is not zero, a leaf does not fit the config, or
-            other blocks have masks of other leaves.
+            other blocks have masks or adapters of other leaves.
         """
-        leaves = leaf_paths({"layers": layer_params})
-        export.check_shapes(leaves, masks, layer_shapes(self.config))
+        content, panels = content_of(
+            index,
+            self._kind,
+            layer_params,
+            masks,
+            grids or {},
+            activations,
+            adapter or {},
+        )
         for other, block in self._blocks.items():
-            if other != index and set(block.masked) != set(masks):
-                raise ValueError(f"blocks {other} and {index} mask different leaves")
-
-        def weights(slot: Slot) -> Iterable[np.ndarray]:
-            part, mask = leaves[slot.path], masks.get(slot.path)
-            yield export.to_tensor(slot, part, mask, self.dtype)
-
-        def bits(slot: Slot) -> Iterable[np.ndarray]:
-            yield masks_file.pack(slot, masks[slot.path])
-
-        tensors = self._tensors(index, masks, weights, bits)
-        metadata = self._metadata(index) | {"rows": json.dumps(list(rows))}
+            if other != index and not content.fits(block.content):
+                raise ValueError(
+                    f"blocks {other} and {index} differ in the leaves of masks or "
+                    "adapters, or in activations"
+                )
         with replace_file(self._file(index)) as partial:
-            safetensors_file.write(partial, tensors, metadata)
+            write_block(partial, index, self._kind, content, list(rows), panels)
         self._blocks[index] = self._open(index)
 
     def layer(self, index: int) -> Params:
@@ -136,13 +118,23 @@ class BlockWriter:
 
     def layer_masks(self, index: int) -> dict[str, jax.Array]:
         """A block's masks as they were given."""
-        entries, masked, _ = self._blocks[index]
-        masks = {}
-        for slot in names.slots(masked, [index]):
-            shape = names.slot_shape(slot, self._shapes[slot.path])
-            bits = masks_file.read_bits(entries[_MASK + slot.name], shape)
-            masks[slot.path] = masks_file.to_leaf(slot, bits)
-        return masks
+        block = self._blocks[index]
+        return {path: block.mask(path) for path in block.content.masked}
+
+    def layer_grids(self, index: int) -> dict[str, Grid]:
+        """The grids of a block's quantised matrices, by leaf path."""
+        found = found_grids(self._blocks[index].entries, self.config, layers=[index])
+        return {path: grid for (path, _), grid in found.items()}
+
+    def layer_activations(self, index: int) -> Activations | None:
+        """How the inputs of a block's quantised matrices are rounded."""
+        entries = self._blocks[index].entries
+        return found_activations(entries, self.config, layers=[index])
+
+    def layer_adapter(self, index: int) -> dict[str, jax.Array]:
+        """What is added to a block's weights, as it is stored."""
+        block = self._blocks[index]
+        return {path: block.added(path) for path in block.content.adapter}
 
     def rows(self, index: int) -> list[Row]:
         """A block's rows as they were given."""
@@ -175,94 +167,66 @@ class BlockWriter:
         if reader.config != self.config:
             raise ValueError(f"{reader.directory}: has another architecture")
 
-        def weights(slot: Slot) -> Iterable[np.ndarray]:
+        def stored(slot: Slot) -> Iterable[np.ndarray]:
             if slot.layer is not None:
-                yield from _data(self._blocks[slot.layer].entries[slot.name])
+                yield from _data(self._blocks[slot.layer].stored[slot.name])
                 return
             for panel in _data(reader.entries[slot.name]):
                 # Through float32, as the weights of a model in memory go.
                 panel = panel.astype(np.float32, copy=False)
                 yield export.cast(panel, self.dtype, slot.path)
 
-        outside = reader.outside_masks
-
-        def bits(slot: Slot) -> Iterable[np.ndarray]:
-            if slot.layer is None:
-                return _data(outside[slot.path])
-            return _data(self._blocks[slot.layer].entries[_MASK + slot.name])
-
-        masked = [*self._blocks[0].masked, *outside]
-        shapes = {path: self._shapes[path] for path in masked}
-        write_masks = functools.partial(
-            masks_file.write_masks, shapes=shapes, packed=bits
-        )
+        plans = {
+            name: plan
+            for block in self._blocks.values()
+            for name, plan in block.content.plans.items()
+        }
         tokenizer = reader.tokenizer.files if reader.tokenizer else {}
         export.write_model(
             Path(directory),
             self.config,
             self.dtype,
-            weights,
-            {MASKS: write_masks} if shapes else {},
+            stored,
+            self._beside(reader.outside_masks, stored, quantized=bool(plans)),
+            plans=plans,
             files=[*tokenizer.items(), *(extra_files or {}).items()],
         )
+
+    def _beside(
+        self, outside: Mapping[str, Entry], stored: Panels, *, quantized: bool
+    ) -> dict[str, Callable[[Path], None]]:
+        """What writes the files of masks and of what is added to the weights."""
+        writers: dict[str, Callable[[Path], None]] = {}
+        content = self._blocks[0].content
+
+        def bits(slot: Slot) -> Iterable[np.ndarray]:
+            if slot.layer is None:
+                return _data(outside[slot.path])
+            return _data(self._blocks[slot.layer].stored[MASK + slot.name])
+
+        masked = [*content.masked, *outside]
+        if masked or quantized:
+            shapes = {path: self._shapes[path] for path in masked}
+            writers[MASKS] = lambda path: masks_file.write_masks(path, shapes, bits)
+        if content.adapter:
+            layers, code = self.config.n_layers, CODES[self.dtype]
+            added = {path: (layers, *shape) for path, shape in content.adapter.items()}
+            writers[ADAPTER] = lambda path: adapter_file.write_adapter(
+                path, added, self.config, code, stored
+            )
+        return writers
 
     def _file(self, index: int) -> Path:
         return self.work_dir / f"block-{index:05d}.safetensors"
 
-    def _metadata(self, index: int) -> dict[str, str]:
-        model = json.dumps(config_to_json(self.config, self.dtype))
-        return _FORMAT | {"index": str(index), "model": model}
-
-    def _tensors(
-        self,
-        index: int,
-        masked: Iterable[str],
-        weights: Panels = _nothing,
-        bits: Panels = _nothing,
-    ) -> list[Tensor]:
-        """What the file of a block holds; the leaves at `masked` have masks."""
-        code = CODES[self.dtype]
-        tensors = []
-        for slot in names.slots(layer_shapes(self.config), [index]):
-            shape = names.slot_shape(slot, self._shapes[slot.path])
-            data = functools.partial(weights, slot)
-            tensors.append(Tensor(slot.name, code, shape, data))
-        for slot in names.slots(masked, [index]):
-            shape = names.slot_shape(slot, self._shapes[slot.path])
-            size, data = masks_file.packed_shape(shape), functools.partial(bits, slot)
-            tensors.append(Tensor(_MASK + slot.name, "U8", size, data))
-        return tensors
-
-    def _open(self, index: int) -> _Block:
-        """Checks the file of a block."""
-        file = self._file(index)
-        try:
-            entries, metadata = safetensors_file.read_header(file)
-        except InputError as error:
+    def _open(self, index: int) -> Block:
+        block = open_block(self._file(index), index, self._kind)
+        if any(not block.content.fits(b.content) for b in self._blocks.values()):
             raise InputError(
-                f"{file}: truncated or damaged; delete it and run the same command "
-                "again, which makes this block anew"
-            ) from error
-        slots = names.slots(layer_shapes(self.config), [index])
-        masked = [slot.path for slot in slots if _MASK + slot.name in entries]
-        expected = {
-            tensor.name: (tensor.dtype, tensor.shape)
-            for tensor in self._tensors(index, masked)
-        }
-        found = {name: (entry.dtype, entry.shape) for name, entry in entries.items()}
-        rows = metadata.pop("rows", None)
-        others = [block.masked for block in self._blocks.values()]
-        if (
-            metadata != self._metadata(index)
-            or found != expected
-            or rows is None
-            or any(other != masked for other in others)
-        ):
-            raise InputError(
-                f"{file}: belongs to another model, dtype or pruning; delete it or "
-                "choose another place"
+                f"{self._file(index)}: belongs to another model, dtype or pruning; "
+                "delete it or choose another place"
             )
-        return _Block(entries, masked, json.loads(rows))
+        return block
 
 
 def _data(entry: Entry) -> Iterable[np.ndarray]:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sparse_jax.io import compressed_tensors
+from sparse_jax.io import quantization_config
 from sparse_jax.models.config import LlamaConfig, RopeConfig
 from sparse_jax.types import InputError
 
@@ -156,7 +156,7 @@ def _check_supported(values: dict[str, Any], where: str) -> None:
         raise InputError(
             f"{where}: hidden_act {activation!r} is not supported; only 'silu' is"
         )
-    compressed_tensors.schemes(values, where)  # checks them
+    quantization_config.from_json(values, where)  # checks it
 
 
 def _rope(values: dict[str, Any], max_seq_len: int, where: str) -> RopeConfig:

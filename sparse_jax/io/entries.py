@@ -7,10 +7,12 @@ from types import MappingProxyType
 
 import numpy as np
 
-from sparse_jax.io import compressed_tensors, names, safetensors_file
-from sparse_jax.io.compressed_tensors import Scheme, take_quantized
+from sparse_jax.io import names, quantization_config, safetensors_file
+from sparse_jax.io.compressed_tensors import take_quantized
 from sparse_jax.io.config_json import read_json
+from sparse_jax.io.quantization_config import Quantization
 from sparse_jax.io.safetensors_file import FLOATS, Entry
+from sparse_jax.io.sparse_bitmask import take_bitmask
 from sparse_jax.models.config import LlamaConfig
 from sparse_jax.models.llama import abstract_params
 from sparse_jax.tree import leaf_paths
@@ -36,8 +38,8 @@ def open_entries(directory: Path, config: LlamaConfig) -> dict[str, Entry]:
     """
     file = directory / "config.json"
     values = read_json(file) if file.is_file() else {}
-    schemes = compressed_tensors.schemes(values, str(file))
-    return _check(_find(directory), schemes, config, directory)
+    quantization = quantization_config.from_json(values, str(file))
+    return _check(_find(directory), quantization, config, directory)
 
 
 @functools.cache  # a trace of the model: too slow to repeat for every block
@@ -90,7 +92,7 @@ def _no_weights(directory: Path) -> str:
 
 def _check(
     entries: dict[str, Entry],
-    schemes: tuple[Scheme, ...],
+    quantization: Quantization,
     config: LlamaConfig,
     directory: Path,
 ) -> dict[str, Entry]:
@@ -99,8 +101,12 @@ def _check(
     for path, leaf_shape in leaf_shapes(config).items():
         for slot in names.slots([path], range(config.n_layers)):
             shape = names.slot_shape(slot, leaf_shape)
-            if schemes and slot.transposed:
-                quantized = take_quantized(unexpected, slot.name, shape, schemes)
+            if quantization.bitmask:
+                bitmask = take_bitmask(unexpected, slot.name, shape)
+                if bitmask is not None:
+                    unexpected[slot.name] = bitmask
+            if quantization.groups and slot.transposed:
+                quantized = take_quantized(unexpected, slot.name, shape, quantization)
                 if quantized is not None:
                     expected[slot.name] = quantized
                     continue

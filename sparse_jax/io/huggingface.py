@@ -41,12 +41,12 @@ def load(
 
     Raises:
       InputError: a missing, truncated, unexpected or wrong-shaped tensor, no
-        safetensors at all, or a low-rank adapter, which `resolve` reads.
+        safetensors at all, or an adapter, which `resolve` reads.
     """
     if (Path(directory) / ADAPTER).is_file():
         raise InputError(
-            f"{directory}: holds a low-rank adapter ({ADAPTER}), which would be lost; "
-            "read both with sparse_jax.io.resolve"
+            f"{directory}: holds an adapter ({ADAPTER}), which would be lost; read "
+            "both with sparse_jax.io.resolve"
         )
     config = load_config(directory) if config is None else config
     entries = open_entries(Path(directory), config)

@@ -65,14 +65,16 @@ TABLE: dict[str, HFName] = {
 }
 """Leaf path -> Hugging Face name, in the order in which a checkpoint is written."""
 
-# Low-rank factors lie beside their kernels, see `adapter_file`.
+_FACTORS, _OUTLIERS = ("slorb_s", "slorb_x"), ("outlier_index", "outlier_value")
+
+# What is added to kernels lies beside them, see `adapter_file`.
 TABLE |= {
     path.removesuffix("kernel") + leaf: HFName(
-        template.removesuffix("weight") + leaf, transposed
+        template.removesuffix("weight") + leaf, transposed and leaf in _FACTORS
     )
     for path, (template, transposed) in list(TABLE.items())
     if path.endswith("/kernel")
-    for leaf in ("slorb_s", "slorb_x")
+    for leaf in (*_FACTORS, *_OUTLIERS)
 }
 
 LINEAR_KERNELS = r"layers/(attention|mlp)/(q|k|v|o|gate|up|down)/kernel"

@@ -17,9 +17,11 @@ from sparse_jax.io.mask_source import MaskSource
 from sparse_jax.io.packed_blocks import unpack
 from sparse_jax.io.packed_file import read_packed
 from sparse_jax.io.packed_layout import is_packed
+from sparse_jax.io.quantized_reader import found_activations, found_grids
 from sparse_jax.models import sizes
 from sparse_jax.models.config import LlamaConfig
 from sparse_jax.models.llama import abstract_params
+from sparse_jax.quant import Activations, Grids
 from sparse_jax.sparsity import adapters
 from sparse_jax.types import Masks, Params
 
@@ -38,6 +40,9 @@ class Model:
         there are none. Whoever computes with `params` alone drops them: take
         `effective_params`, or put them beside the weights to go on training
         (`sparsity.adapters.attach`).
+      grids: (leaf path, layer) -> the grid of a matrix that is quantised; None when
+        there are none.
+      activations: how the inputs of these matrices are rounded; None = not at all.
     """
 
     config: LlamaConfig
@@ -46,6 +51,8 @@ class Model:
     tokenizer: Tokenizer | None
     source: str
     adapter: dict[str, jax.Array] | None = None
+    grids: Grids | None = None
+    activations: Activations | None = None
 
     @property
     def effective_params(self) -> Params | None:
@@ -115,6 +122,8 @@ def resolve(path_or_name: str | Path, mesh: Mesh | None = None) -> Model:
         tokenizer=tokenizer,
         source="; ".join([words, masks.words, *([adapter.words] if adapter else [])]),
         adapter=adapter.read(mesh) if adapter else None,
+        grids=found_grids(entries, config, mesh) or None,
+        activations=found_activations(entries, config),
     )
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from sparse_jax.io import names, safetensors_file
 from sparse_jax.io.entries import INDEX, SINGLE, leaf_shapes
 from sparse_jax.io.names import Slot
+from sparse_jax.io.quantized_plan import Stored
 from sparse_jax.io.safetensors_file import Tensor
 from sparse_jax.models.config import LlamaConfig
 
@@ -26,17 +27,20 @@ def write_weights(
     dtype: str,
     panels: Panels,
     max_shard_bytes: int,
+    plans: Mapping[str, Stored],
 ) -> None:
     """Writes the tensors of a model; arguments as of `export.write_model`."""
     shapes = leaf_shapes(config)
     tensors = [
-        Tensor(
-            slot.name,
-            CODES[dtype],
-            names.slot_shape(slot, shapes[slot.path]),
-            functools.partial(panels, slot),
-        )
+        tensor
         for slot in names.slots(shapes, range(config.n_layers))
+        for tensor in slot_tensors(
+            slot,
+            names.slot_shape(slot, shapes[slot.path]),
+            CODES[dtype],
+            panels,
+            plans.get(slot.name),
+        )
     ]
     shards = _split(tensors, max_shard_bytes)
     if len(shards) == 1:
@@ -51,6 +55,31 @@ def write_weights(
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     text = json.dumps(index, indent=2) + "\n"
     (directory / INDEX).write_text(text)
+
+
+def slot_tensors(
+    slot: Slot,
+    shape: tuple[int, ...],
+    dtype: str,
+    panels: Panels,
+    stored: Stored | None,
+) -> list[Tensor]:
+    """The tensors of one slot, several where it is quantised.
+
+    Args:
+      slot: which tensor of the model.
+      shape: as it lies in the file.
+      dtype: of floats, a key of `safetensors_file.FLOATS`.
+      panels: asked for each of them, by a slot of its name.
+      stored: how it is quantised; None = floats.
+    """
+    found = {slot.name: (dtype, shape)}
+    if stored is not None:
+        found = stored.tensors(slot, shape)
+    return [
+        Tensor(name, *kind, functools.partial(panels, slot._replace(name=name)))
+        for name, kind in found.items()
+    ]
 
 
 def _split(tensors: Sequence[Tensor], limit: int) -> list[list[Tensor]]:

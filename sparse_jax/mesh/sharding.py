@@ -18,8 +18,8 @@ from sparse_jax.mesh.axes import BATCH
 P = PartitionSpec
 Axis = str | tuple[str, ...] | None
 
-_MATRIX = "(kernel|slorb_s|slorb_x)"
-"""A kernel, or a low-rank factor beside it (`sparsity.adapters`)."""
+_MATRIX = "(kernel(/kernel)?|slorb_s|slorb_x|quant_scale|quant_zero)"
+"""A kernel, also inside of a leaf (`ops.RoundedInput`), or what is beside it."""
 
 SHARDING_RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(.*/)?embed/embedding", P("tensor", "fsdp")),

@@ -26,7 +26,8 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*B in"]) -> Float[Array, "*B out"]:
         kernel = self.get_variable("params", "kernel")
-        if not isinstance(kernel, Packed):  # whose shapes Flax would not accept
+        # Flax would not accept the shapes of others than arrays.
+        if not isinstance(kernel, Packed | ops.RoundedInput):
             shape = (x.shape[-1], self.features)
             kernel = self.param("kernel", nn.initializers.normal(self.std), shape)
             kernel = kernel.astype(x.dtype)

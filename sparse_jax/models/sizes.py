@@ -63,6 +63,15 @@ SIZES: dict[str, LlamaConfig] = {
         max_seq_len=1024,
         tie_embeddings=True,
     ),
+    "500m": LlamaConfig(  # to measure decoding: no cache holds its weights
+        vocab_size=32_000,
+        d_model=1536,
+        d_ff=4096,
+        n_layers=18,
+        n_heads=24,
+        n_kv_heads=8,
+        max_seq_len=2048,
+    ),
     "llama2_7b": _llama2(d_model=4096, d_ff=11_008, n_layers=32, n_heads=32),
     "llama2_13b": _llama2(d_model=5120, d_ff=13_824, n_layers=40, n_heads=40),
     "llama2_70b": _llama2(

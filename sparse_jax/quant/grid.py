@@ -22,7 +22,8 @@ from jaxtyping import Array, Float, Int, Int8
 from sparse_jax.types import InputError
 
 BITS = (2, 3, 4, 8)
-_SMALLEST = 1e-30  # a scale that training has brought to zero would divide by it
+_SMALLEST = 1e-15  # in place of a scale of zero
+_ON_GRID = 1e-4  # of a code: nearer than that a weight is on the grid
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,8 +80,9 @@ class Grid:
     """
 
     config: GridConfig = dataclasses.field(metadata={"static": True})
-    scales: Float[Array, "..."]
-    zeros: Float[Array, "..."] | None = None
+    # Any: JAX rebuilds trees around what is no array.
+    scales: Any
+    zeros: Any = None
 
 
 Grids = Mapping[tuple[str, int], Grid]
@@ -167,9 +169,21 @@ def fake_quantize(
       [[1.0], [0.0]]
     """
     scales, zeros = _expanded(storable(grid), weights.shape[axis], axis)
-    codes = _straight_through(jnp.round, weights / scales)
+    w, s, z = jax.lax.stop_gradient((weights, scales, zeros))
     low, high = grid.config.limits
-    return scales * (jnp.clip(codes + zeros, low, high) - zeros)
+    nearest = jnp.round(w / s) + z
+    inside = (nearest >= low) & (nearest <= high)
+    steps = jnp.clip(nearest, low, high) - z
+    slope = jnp.where(inside, steps - w / s, steps)
+    # Of weights that lie on the grid there is rounding noise, which Adam would take for
+    # a gradient as good as any.
+    slope = jnp.where(jnp.abs(slope) < _ON_GRID, 0.0, slope)
+    return (
+        s * steps
+        + jnp.where(inside, weights - w, 0.0)
+        + slope * (scales - s)
+        + jnp.where(inside, 0.0, -s) * (zeros - z)
+    )
 
 
 def storable(grid: Grid) -> Grid:
@@ -236,4 +250,5 @@ def _expanded(grid: Grid, n_in: int, axis: int) -> tuple[Array, Any]:
 
 
 def _straight_through(function, x: Array) -> Array:
-    return x + jax.lax.stop_gradient(function(x) - x)
+    # Exact however far the two are apart, as x + (function(x) - x) is not.
+    return jax.lax.stop_gradient(function(x)) + (x - jax.lax.stop_gradient(x))

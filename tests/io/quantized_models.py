@@ -30,13 +30,15 @@ class Quantized:
 
 
 def pack_words(codes_OI: np.ndarray, bits: int) -> np.ndarray:
-    """Codes in words of 32 bits, one at a time."""
-    per_word, middle = 32 // bits, 1 << (bits - 1)
+    """Codes in words of 32 bits, one at a time; some lie in two words."""
     n_out, n_in = codes_OI.shape
-    words = np.zeros((n_out, -(-n_in // per_word)), np.uint32)
+    words = np.zeros((n_out, -(-n_in * bits // 32)), np.uint32)
     for column in range(n_in):
-        field = (codes_OI[:, column].astype(np.int64) + middle).astype(np.uint32)
-        words[:, column // per_word] |= field << np.uint32(bits * (column % per_word))
+        field = (codes_OI[:, column].astype(np.int64) + (1 << bits - 1)).astype("u8")
+        word, shift = divmod(bits * column, 32)
+        words[:, word] |= (field << np.uint64(shift)).astype(np.uint32)
+        if shift + bits > 32:
+            words[:, word + 1] |= (field >> np.uint64(32 - shift)).astype(np.uint32)
     return words.view(np.int32)
 
 

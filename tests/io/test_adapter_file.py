@@ -1,4 +1,4 @@
-"""Low-rank factors beside the pruned weights of a Hugging Face directory."""
+"""What is added to the pruned or quantised weights of a Hugging Face directory."""
 
 import json
 import pathlib
@@ -48,6 +48,24 @@ def given(request, params):
     return make(params, request.param)
 
 
+def with_outliers(params):
+    """Factors of rank 5, which divides no width, and outliers, also where no factor is.
+
+    They increase, and are the first and the last entry, too.
+    """
+    rng = np.random.default_rng(1)
+    sparse, kept, _ = make(params, False)
+    added = {
+        "layers/attention/o/slorb_s": rng.standard_normal((3, 5, 16), np.float32),
+        "layers/attention/o/slorb_x": rng.standard_normal((3, 16, 5), np.float32),
+    }
+    for node, size in (("layers/attention/o", 16 * 16), ("layers/mlp/down", 16 * 24)):
+        places = np.stack([np.array([0, 3 + i, 90, size - 1]) for i in range(3)])
+        added[f"{node}/outlier_index"] = places.astype(np.int32)
+        added[f"{node}/outlier_value"] = rng.standard_normal((3, 4), np.float32)
+    return sparse, kept, jax.tree.map(jax.device_put, added)
+
+
 @pytest.fixture
 def saved(tmp_path, params, config):
     """A model whose factors include X."""
@@ -72,7 +90,7 @@ def test_the_same_bits_come_back(tmp_path, given, config, on_mesh):
     assert_same_bits(model.adapter, factors)
     assert_same_bits(leaf_paths(model.params), leaf_paths(sparse))
     assert masks.count(model.masks) == masks.count(kept)
-    assert model.source.split("; ")[-1].startswith(f"adapter: from {ADAPTER}, groups")
+    assert model.source.split("; ")[-1] == f"adapter: from {ADAPTER}, low-rank factors"
     io.save(
         tmp_path / "b", model.params, config, masks=model.masks, adapter=model.adapter
     )
@@ -83,23 +101,54 @@ def test_the_same_bits_come_back(tmp_path, given, config, on_mesh):
 def test_the_file_is_as_documented(tmp_path, given, config):
     sparse, kept, factors = given
     io.save(tmp_path / "a", sparse, config, masks=kept, adapter=factors)
-    stored = "layers/mlp/up/slorb_x" in factors
     tensors = load_file(tmp_path / "a" / ADAPTER)
     with safe_open(tmp_path / "a" / ADAPTER, "numpy") as file:
-        metadata = file.metadata()
-    assert metadata == {
-        "format": "sparse_jax.adapter",
-        "version": "1",
-        "kind": "slorb",
-        "group": "8",
-        "projection": "stored" if stored else "indicator",
-    }
-    assert len(tensors) == 2 * config.n_layers * (1 + stored)
+        assert file.metadata() == {"format": "sparse_jax.adapter", "version": "2"}
+    assert len(tensors) == config.n_layers * len(factors)
     code = DOCUMENT.read_text().split("```python")[1].split("```")[0]
     exec(code, namespace := {})
     expected = namespace["merged"](tmp_path / "a", UP)
     found = io.resolve(tmp_path / "a").effective_params["layers"]["mlp"]["up"]
     np.testing.assert_allclose(found["kernel"][1].T, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("on_mesh", [False, True])
+def test_outliers_and_any_rank(tmp_path, params, config, on_mesh):
+    sparse, kept, added = with_outliers(params)
+    io.save(tmp_path / "a", sparse, config, masks=kept, adapter=added)
+    model = io.resolve(tmp_path / "a", mesh_lib.make_mesh() if on_mesh else None)
+    assert model.source.endswith("low-rank factors and outliers")
+    assert model.adapter["layers/mlp/down/outlier_index"].dtype == np.int32
+    assert_same_bits(model.adapter, added)
+    code = DOCUMENT.read_text().split("```python")[1].split("```")[0]
+    exec(code, namespace := {})
+    reader = io.open_blocks(tmp_path / "a", merge=True)
+    leaves = leaf_paths(model.effective_params)
+    for name, path in (
+        ("self_attn.o_proj", "attention/o"),
+        ("mlp.down_proj", "mlp/down"),
+    ):
+        expected = namespace["merged"](tmp_path / "a", f"model.layers.2.{name}")
+        found = leaves[f"layers/{path}/kernel"][2].T
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        entry = reader.entries[f"model.layers.2.{name}.weight"]
+        for start, stop in ((0, 16), (0, 1), (5, 6), (15, 16)):
+            rows = entry.rows(start, stop)
+            np.testing.assert_allclose(rows, expected[start:stop], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "places", [[0, 3, 3, 255], [0, 5, 4, 255], [-1, 1, 2, 3], [0, 1, 2, 256]]
+)
+def test_places_that_are_none_are_refused(tmp_path, params, config, places):
+    sparse, kept, added = with_outliers(params)
+    io.save(tmp_path / "a", sparse, config, masks=kept, adapter=added)
+    name = "model.layers.1.self_attn.o_proj.outlier_index"
+    wrong = np.array(places, np.int32)
+    change_tensors(tmp_path / "a", lambda tensors: tensors.update({name: wrong}))
+    for read in (io.resolve, lambda path: io.open_blocks(path, merge=True)):
+        with pytest.raises(InputError, match=rf"{name}': the places of outliers must"):
+            read(tmp_path / "a")
 
 
 def test_factors_are_rounded_as_the_weights_are(tmp_path, given, config):
@@ -148,8 +197,22 @@ def test_it_computes_what_merged_weights_compute(tmp_path, given, config):
 
 def test_whoever_would_drop_it_is_refused(saved):
     for read in (io.open_blocks, io.load):
-        with pytest.raises(InputError, match=r"holds a low-rank adapter \(adapter.saf"):
+        with pytest.raises(InputError, match=r"holds an adapter \(adapter.saf"):
             read(saved)
+
+
+def of_all(tensors, name, change):
+    """What becomes of the tensors of some name, in all layers."""
+    return {
+        key: np.ascontiguousarray(change(tensor))
+        for key, tensor in tensors.items()
+        if name in key
+    }
+
+
+def of_rank_17(tensors):
+    s = of_all(tensors, "up_proj.slorb_s", lambda a: np.ones((24, 17), "f4"))
+    return s | of_all(tensors, "up_proj.slorb_x", lambda a: np.ones((17, 16), "f4"))
 
 
 def change_tensors(saved, change, **metadata):
@@ -166,7 +229,7 @@ def change_tensors(saved, change, **metadata):
     ("change", "metadata", "message"),
     [
         (lambda t: t.update({f"{UP}.slorb_s": t[f"{UP}.slorb_s"][:, :1].copy()}), {},
-         rf"'{UP}.slorb_s' must have shape \[24, 2\] and dtype in .* found \[24, 1\]"),
+         rf"'{UP}.slorb_s' must have 2 axes, shape \[24, 2\] as .* found \[24, 1\]"),
         (lambda t: t.update({f"{UP}.slorb_x": t[f"{UP}.slorb_x"].astype("i4")}), {},
          rf"'{UP}.slorb_x' must have .* found \[2, 16\] and I32"),
         (lambda t: t.pop(f"{UP}.slorb_x"), {}, rf"'{UP}.slorb_x' .* is missing"),
@@ -174,13 +237,14 @@ def change_tensors(saved, change, **metadata):
         (lambda t: t.update({"lm_head.weight": np.ones(3)}), {},
          "holds tensor 'lm_head.weight', where every tensor"),
         (lambda t: t.clear(), {}, "holds no tensor, where every"),
-        (lambda t: None, {"group": "4"}, "'model.layers.0.self_attn.o_proj.slorb_s' m"),
-        (lambda t: None, {"group": "7"}, "group of 7 does not divide the 16 inputs of"),
-        (lambda t: None, {"group": "-8"}, "'group' must be a positive number"),
-        (lambda t: None, {"group": "9" * 5000}, "'group' must be a positive number"),
-        (lambda t: None, {"projection": "xavier"}, "'projection' 'indicator' or 'st"),
-        (lambda t: None, {"projection": "indicator"}, "holds tensor 'model.layers.0"),
-        (lambda t: None, {"version": "2"}, "not an adapter that can be read"),
+        (lambda t: t.update(of_all(t, "up_proj.slorb_x", lambda a: a[:1])), {},
+         r"up/slorb_x: expected the shape \(3, 16, 2\) beside .*; it belongs to"),
+        (lambda t: t.update(of_all(t, "slorb_x", lambda a: a[0])), {},
+         r"slorb_x' must have 2 axes"),
+        (lambda t: t.update(of_rank_17(t)), {}, "its rank 17 is above the 16 inputs"),
+        (lambda t: t.update({f"{UP}.outlier_index": np.ones(2, "i4")}), {},
+         "layers.0.mlp.up_proj.outlier_index' of shape .* is missing"),
+        (lambda t: None, {"version": "1"}, "not an adapter that can be read"),
         (lambda t: None, {"format": None}, "not an adapter that can be read"),
     ],
 )  # fmt: skip
@@ -205,7 +269,7 @@ def test_another_model_s_file_is_refused(saved, tmp_path, make_params):
     )
     io.save(tmp_path / "other", make_params(other), other)
     shutil.copy(saved / ADAPTER, tmp_path / "other" / ADAPTER)
-    with pytest.raises(InputError, match=r"slorb_s' must have shape \[32, 4\]"):
+    with pytest.raises(InputError, match=r"o/slorb_s: expected the shape \(3, 2, 32\)"):
         io.resolve(tmp_path / "other")
 
 
@@ -213,11 +277,12 @@ def test_only_factors_that_fit_are_saved(tmp_path, params, config):
     sparse, _, factors = make(params, True)
     scale = {"layers/mlp/up/scale": np.ones((3, 2, 24), np.float32)}
     wrong = {"layers/mlp/up/slorb_s": np.ones((3, 2, 23), np.float32)}
-    alone = {p: f for p, f in factors.items() if p != "layers/mlp/up/slorb_x"}
+    places = {"layers/mlp/up/outlier_index": np.array([[1, 2], [2, 2], [1, 2]], "i4")}
+    places["layers/mlp/up/outlier_value"] = np.ones((3, 2), np.float32)
     for adapter, error in (
-        (factors | scale, "scale.* are no low-rank factors; fold them"),
+        (factors | scale, "scale.* are no low-rank factors or outliers; fold"),
         (factors | wrong, r"layers/mlp/up/slorb_s: expected the shape \(3, 2, 24\)"),
-        (alone, "one file holds factors of one kind"),
+        (places, r"outlier_index of layer 1: .* must increase from 0 to at most 383"),
     ):
         with pytest.raises(ValueError, match=error):
             io.save(tmp_path / "a", sparse, config, adapter=adapter)

@@ -393,7 +393,7 @@ def test_what_does_not_fit_is_a_bug(tmp_path, params, sparse, config):
         writer.write(0, layer, {UP: masks["layers/attention/q/kernel"]}, [])
     assert writer.n_done == 0 and not any(writer.work_dir.iterdir())
     writer.write(1, layer, {}, [])
-    with pytest.raises(ValueError, match="blocks 1 and 0 mask different leaves"):
+    with pytest.raises(ValueError, match="blocks 1 and 0 differ in the leaves"):
         writer.write(0, take_layer(sparse[0]["layers"], 0), masks, [])
 
 

@@ -66,7 +66,7 @@ def test_evaluate_computes_with_it(folder, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
-    assert "adapter: from adapter.safetensors, groups of 16, fixed" in found["source"]
+    assert "adapter: from adapter.safetensors, low-rank factors" in found["source"]
     merged, pruned = (io.resolve(folder / name) for name in ("merged", "pruned"))
     losses = [
         evaluate(
@@ -82,7 +82,7 @@ def test_evaluate_computes_with_it(folder, tmp_path):
 
 
 def test_what_would_drop_it_refuses(folder, tmp_path):
-    sentence, out = "holds a low-rank adapter (adapter.safetensors)", tmp_path / "out"
+    sentence, out = "holds an adapter (adapter.safetensors)", tmp_path / "out"
     done = launch("export", f"--model={folder / 'model'}", f"--out={out}")
     assert done.returncode == 2 and sentence in error_of(done)
     job = recipe.PruneJob(solver="magnitude", sparsity=0.5)

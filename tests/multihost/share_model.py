@@ -32,6 +32,15 @@ def refused(function):
     return None
 
 
+def saved_again(first: pathlib.Path, again: pathlib.Path, mesh):
+    """Which files of a quantised model are the same when it is loaded and saved."""
+    found = io.resolve(first, mesh)
+    io.save(again, found.params, found.config, masks=found.masks, grids=found.grids)
+    return filecmp.cmpfiles(
+        first, again, [file.name for file in first.iterdir()], False
+    )
+
+
 def share(folder: pathlib.Path):
     mesh = mesh_lib.make_mesh(MeshConfig(fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
@@ -49,6 +58,7 @@ def share(folder: pathlib.Path):
             "half": refused(
                 lambda: io.save(folder / "half", huge, config, dtype="float16")
             ),
+            "codes": saved_again(folder / "quantized", folder / "again", mesh),
             "damaged": refused(lambda: io.resolve(folder / "damaged", mesh)),
         }
     files = [file.name for file in (folder / "model").iterdir()]
@@ -62,7 +72,7 @@ def prune_more(folder: pathlib.Path, solver: str):
     with jax.set_mesh(mesh):
         found, work = io.resolve(folder / "model", mesh), random_work()
         config = prune_config(solver, "0.8")
-        params, masks, rows = prune(
+        params, masks, rows, *_ = prune(
             found.params, found.masks, work.tokens, work.config, config
         )
         return {

@@ -4,14 +4,18 @@ import json
 import pathlib
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from benchmarks.sharded_prune import prune_config, random_work
-from sparse_jax import evaluate, io
+from sparse_jax import evaluate, io, quant
 from sparse_jax.io import safetensors_file
 from sparse_jax.prune import prune
+from sparse_jax.quant import GridConfig
 from sparse_jax.sparsity.masks import count
+from sparse_jax.tree import from_paths, leaf_paths
 from tests.multihost import helpers
 from tests.multihost.share_model import IDS
 
@@ -28,14 +32,30 @@ def damage(folder):
     path.write_bytes(content)
 
 
+def quantize(params, masks):
+    """The pruned matrices on grids of 4 bits with zero points, and these."""
+    config, leaves = GridConfig(bits=4, group=16, symmetric=False), leaf_paths(params)
+    grids = {}
+    for path, mask in leaf_paths(masks).items():
+        if mask is not None:
+            grid = quant.fit(leaves[path], config, mask, axis=-2)
+            rounded = quant.round_to_grid(leaves[path], grid, axis=-2)
+            leaves[path] = jnp.where(mask, rounded, 0)
+            for layer in range(len(mask)):
+                grids[path, layer] = jax.tree.map(lambda leaf, i=layer: leaf[i], grid)
+    return from_paths(leaves), grids
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A model that is pruned by half, and a copy with damaged masks."""
     folder = tmp_path_factory.mktemp("shared")
     work = random_work()
     prune_half = prune_config("magnitude", "0.5")
-    params, masks, _ = prune(work.params, None, None, work.config, prune_half)
+    params, masks, _, *_ = prune(work.params, None, None, work.config, prune_half)
     io.save(folder / "model", params, work.config, masks=masks)
+    on_grids, grids = quantize(params, masks)
+    io.save(folder / "quantized", on_grids, work.config, masks=masks, grids=grids)
     shutil.copytree(folder / "model", folder / "damaged")
     damage(folder / "damaged")
     return folder
@@ -58,6 +78,8 @@ def test_the_files_come_back_as_they_were(found, process):
     same, differing, missing = found[process]["files"]
     assert "masks.safetensors" in same and not differing and not missing
     assert found[process]["local"] is False
+    same, differing, missing = found[process]["codes"]
+    assert "model.safetensors" in same and not differing and not missing
 
 
 @pytest.mark.parametrize("process", [0, 1])
@@ -84,7 +106,9 @@ def test_what_stops_one_stops_both(folder, found, process):
 def test_pruning_is_that_of_one_process(folder, solver):
     model, work = io.resolve(folder / "model"), random_work()
     config = prune_config(solver, "0.8")
-    _, masks, rows = prune(model.params, model.masks, work.tokens, work.config, config)
+    _, masks, rows, *_ = prune(
+        model.params, model.masks, work.tokens, work.config, config
+    )
     for seen in share_model(folder, solver):
         assert tuple(seen["count"]) == count(masks) and seen["violations"] == 0
         errors = [row["relative_error"] for row in rows]

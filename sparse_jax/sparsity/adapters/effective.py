@@ -1,17 +1,23 @@
 """What a pruned kernel and the leaves beside it compute together."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from sparse_jax.ops import MaskMode, effective_weight
-from sparse_jax.sparsity import masks as masks_lib
+from sparse_jax.quant import Grid, GridConfig
+from sparse_jax.sparsity.adapters.grids import grid_of, rounded
 from sparse_jax.sparsity.adapters.leaves import (
     KERNEL,
     LORA,
     LORA_A,
     LORA_B,
     LORA_SCALE,
+    OUTLIER_INDEX,
+    OUTLIER_VALUE,
+    QUANT_SCALE,
     SCALE,
     Adapter,
     S,
@@ -26,22 +32,31 @@ from sparse_jax.types import InputError, Masks, Params
 
 
 def effective_params(
-    params: Params, masks: Masks, *, mode: MaskMode = "fixed"
+    params: Params,
+    masks: Masks,
+    *,
+    mode: MaskMode = "fixed",
+    grid: GridConfig | None = None,
+    refit: bool = False,
 ) -> Params:
     """The plain weights that the model multiplies by.
 
-        W_eff = scale * effective_weight(W + alpha / r * A B, m, mode) + X S
+        W_eff = scale * effective_weight(q(W + alpha / r * A B), m, mode)
+                + X S + outliers
 
-    where what is absent counts as 1 and 0. The other leaves pass through; without
-    adapter leaves this is `masks.apply`. Differentiable in W, scale, S, X, A and B.
+    where what is absent counts as 1 and 0, and q rounds to the grid beside the kernel.
+    The other leaves pass through; without adapter leaves this is `masks.apply`.
+    Differentiable in all leaves of floats.
 
     Args:
       params: weights and adapter leaves.
       masks: True = kept, None = dense; adapter leaves have None, or no entry.
       mode: see `ops.effective_weight`.
+      grid: of all kernels that have a `quant_scale`.
+      refit: their scales follow the weights, see `QuantTrainConfig`.
 
     Raises:
-      InputError: an adapter leaf does not fit its kernel.
+      InputError: an adapter leaf does not fit its kernel, or its grid is not known.
 
     Example:
       >>> effective_params(
@@ -52,17 +67,77 @@ def effective_params(
     """
     plain, adapter = split(params)
     check({path: leaf.shape for path, leaf in leaf_paths(params).items()})
-    moved = from_paths(leaf_paths(plain) | _with_lora(plain, adapter))
-    weights = leaf_paths(masks_lib.apply(moved, split(masks)[0], mode=mode))
+    mask_leaves, weights = leaf_paths(split(masks)[0]), {}
+    for path, kernel in (leaf_paths(plain) | _with_lora(plain, adapter)).items():
+        node, mask = path.rpartition("/")[0], mask_leaves[path]
+        if path.endswith(f"/{KERNEL}") and f"{node}/{QUANT_SCALE}" in adapter:
+            own = _known(grid, adapter, node, kernel.shape[-2])
+            options = {"refit": refit, "moving": mode == "straight_through"}
+            quantize = functools.partial(rounded, grid=own, mask=mask, **options)
+            weights[path] = effective_weight(
+                kernel, mask, mode=mode, fake_quant=quantize
+            )
+        else:
+            weights[path] = effective_weight(kernel, mask, mode=mode)
     for node in nodes(adapter):
         path = f"{node}/{KERNEL}"
-        scale, s, x = (adapter.get(f"{node}/{name}") for name in (SCALE, S, X))
-        if scale is not None:
-            weights[path] = _scaled(weights[path], scale)
-        if s is not None:
-            product = low_rank_product(s, x, weights[path].shape[-2])
-            weights[path] = weights[path] + product.astype(weights[path].dtype)
+        weights[path] = _with_terms(weights[path], adapter, node)
     return from_paths(weights)
+
+
+def _known(grid: GridConfig | None, adapter: Adapter, node: str, n_in: int) -> Grid:
+    """The grid beside a kernel.
+
+    Raises:
+      InputError: it is not the grid of this configuration, or there is none.
+    """
+    groups = adapter[f"{node}/{QUANT_SCALE}"].shape[-2]
+    if grid is None or groups != grid.groups(n_in):
+        raise InputError(
+            f"{node}/{QUANT_SCALE}: {groups} groups of {n_in} inputs do not follow "
+            f"from the grid {grid}; give the grid that it was made with"
+        )
+    return grid_of(adapter, node, grid)
+
+
+def _with_terms(weights: Array, adapter: Adapter, node: str) -> Array:
+    """A kernel times its scales, with its low-rank term and its outliers added."""
+    names = (SCALE, S, X, OUTLIER_INDEX, OUTLIER_VALUE)
+    scale, s, x, index, value = (adapter.get(f"{node}/{name}") for name in names)
+    if scale is not None:
+        weights = _scaled(weights, scale)
+    if s is not None:
+        product = low_rank_product(s, x, weights.shape[-2])
+        weights = weights + product.astype(weights.dtype)
+    if index is not None and value is not None:
+        n_in, n_out = weights.shape[-2:]
+        weights = weights + outlier_matrix(index, value, (n_in, n_out))
+    return weights
+
+
+def outlier_matrix(
+    index: Int[Array, "*L n"], value: Float[Array, "*L n"], shape: tuple[int, int]
+) -> Float[Array, "*L in out"]:
+    """A matrix [in, out] that is zero but for these values.
+
+    Args:
+      index: flat, of the transposed matrix [out, in].
+      value: at those places.
+      shape: (in, out).
+
+    Example:
+      >>> outlier_matrix(jnp.array([1]), jnp.array([5.0]), (2, 3)).tolist()
+      [[0.0, 0.0, 0.0], [5.0, 0.0, 0.0]]
+    """
+    n_in, n_out = shape
+
+    def fill(index_n: Array, value_n: Array) -> Array:
+        flat = jnp.zeros(n_in * n_out, value_n.dtype).at[index_n].add(value_n)
+        return flat.reshape(n_out, n_in).T
+
+    for _ in range(index.ndim - 1):
+        fill = jax.vmap(fill)
+    return fill(index, value)
 
 
 def low_rank_product(

@@ -10,8 +10,15 @@ from sparse_jax.types import InputError, Masks, Params, Tree
 KERNEL, S, X, SCALE = "kernel", "slorb_s", "slorb_x", "scale"
 LORA_A, LORA_B, LORA_SCALE = "lora_a", "lora_b", "lora_scale"
 LORA = (LORA_A, LORA_B, LORA_SCALE)
+QUANT_SCALE, QUANT_ZERO = "quant_scale", "quant_zero"
+OUTLIER_INDEX, OUTLIER_VALUE = "outlier_index", "outlier_value"
+OUTLIERS = (OUTLIER_INDEX, OUTLIER_VALUE)
 
-_BESIDE = {S: (), X: (S,), SCALE: ()} | dict.fromkeys(LORA, LORA)
+_BESIDE = (
+    {S: (), X: (S,), SCALE: (), QUANT_SCALE: (), QUANT_ZERO: (QUANT_SCALE,)}
+    | dict.fromkeys(LORA, LORA)
+    | dict.fromkeys(OUTLIERS, OUTLIERS)
+)
 """Leaf of an adapter -> those that must be beside the same kernel."""
 
 Adapter = Mapping[str, Any]
@@ -113,26 +120,48 @@ def check(shapes: Mapping[str, tuple[int, ...]]) -> None:
         for other in (f"{node}/{leaf}" for leaf in (KERNEL, *_BESIDE[name])):
             if other not in shapes:
                 raise InputError(f"{path}: there is no {other} that it belongs to")
-        factor = shapes.get(f"{node}/{S if name in (S, X) else LORA_B}", ())
-        rank = (0, 0, *factor)[-2]
-        expected = {
-            S: (rank, n_out),
-            X: (n_in, rank),
-            SCALE: (2, n_out),
-            LORA_A: (n_in, rank),
-            LORA_B: (rank, n_out),
-            LORA_SCALE: (),
-        }[name]
+        expected = _expected(name, node, shapes)
         if shape != (*lead, *expected):
             raise InputError(
                 f"{path}: expected the shape {(*lead, *expected)} beside a kernel of "
                 f"shape {(*lead, n_in, n_out)}, found {shape}"
             )
-        if name in (S, X) and (not rank or n_in % rank):
+        # Without a projection of its own a rank is of groups of inputs.
+        if name == S and not (
+            shape[-2] and (n_in % shape[-2] == 0 or f"{node}/{X}" in shapes)
+        ):
             raise InputError(
-                f"{node}/{S}: its rank {rank} does not divide the {n_in} inputs of "
+                f"{path}: its rank {shape[-2]} does not divide the {n_in} inputs of "
                 "the kernel"
             )
+        if name == QUANT_SCALE and not 0 < shape[-2] <= n_in:
+            raise InputError(
+                f"{path}: {shape[-2]} groups cannot share the {n_in} inputs of the "
+                "kernel"
+            )
+
+
+def _expected(
+    name: str, node: str, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[int, ...]:
+    """The shape of a leaf after the leading axes, as far as the others fix it."""
+    n_in, n_out = shapes[f"{node}/{KERNEL}"][-2:]
+    factor = S if name in (S, X) else LORA_B
+    rank = (0, 0, *shapes.get(f"{node}/{factor}", ()))[-2]
+    groups = (0, 0, *shapes.get(f"{node}/{QUANT_SCALE}", ()))[-2]
+    outliers = (0, *shapes.get(f"{node}/{OUTLIER_INDEX}", ()))[-1]
+    return {
+        S: (rank, n_out),
+        X: (n_in, rank),
+        SCALE: (2, n_out),
+        LORA_A: (n_in, rank),
+        LORA_B: (rank, n_out),
+        LORA_SCALE: (),
+        QUANT_SCALE: (groups, n_out),
+        QUANT_ZERO: (groups, n_out),
+        OUTLIER_INDEX: (outliers,),
+        OUTLIER_VALUE: (outliers,),
+    }[name]
 
 
 def is_adapter(path: str, leaves: Mapping[str, Any]) -> bool:
