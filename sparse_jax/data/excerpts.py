@@ -20,14 +20,21 @@ def docstrings(source: str) -> list[str]:
       >>> docstrings('def f():\n    "Does it."')
       ['Does it.']
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in old sources
-            tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError):
+    tree = parse_source(source)
+    if tree is None:
         return []
     found = (_docstring(node) for node in _definitions(tree))
     return [text for text in found if text]
+
+
+def parse_source(source: str) -> ast.Module | None:
+    """The syntax tree of a file; None where this interpreter cannot parse it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes in old sources
+            return ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError):
+        return None
 
 
 def _definitions(node: ast.AST) -> Iterator[ast.AST]:

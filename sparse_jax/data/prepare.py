@@ -40,14 +40,16 @@ def prepare(config: DataConfig, *, progress: bool = True) -> Dataset:
     cache_dir = Path(config.cache_dir) if config.cache_dir else default_cache_dir()
     shards = {name: source_shards(source) for name, source in config.sources.items()}
     if config.tokenizer == "bpe":
-        for name, source in config.sources.items():
-            if source.task is not None:
-                raise InputError(
-                    f"source {name} is of task {source.task!r}, on which no tokenizer "
-                    "is trained: set data.tokenizer to the model's"
-                )
-        weights = {name: source.weight for name, source in config.sources.items()}
-        tokenizer = bpe.trained_tokenizer(shards, weights, config.vocab_size, cache_dir)
+        texts = {n: s for n, s in config.sources.items() if s.task is None}
+        if not texts:
+            raise InputError(
+                f"sources {[*config.sources]} are of tasks, on which no tokenizer is "
+                "trained: set data.tokenizer to the model's"
+            )
+        weights = {name: source.weight for name, source in texts.items()}
+        documents = {name: shards[name] for name in texts}
+        size = config.vocab_size
+        tokenizer = bpe.trained_tokenizer(documents, weights, size, cache_dir)
     else:
         tokenizer = load_tokenizer(config.tokenizer)
     options = {"cache_dir": cache_dir, "progress": progress}

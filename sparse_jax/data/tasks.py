@@ -14,6 +14,7 @@ a conversation; what the assistant says is what a model is trained to write.
     mbpp               MBPP                                             text, test_list, code
     gsm8k              GSM8K                                            question, answer
     cnn_dailymail      CNN/DailyMail                                    article, highlights
+    functions          the embedded corpus, see `functions`             instruction, output
 """  # noqa: E501
 
 import dataclasses
@@ -146,6 +147,12 @@ def _mbpp(record: Record, place: str) -> Turns:
     return _said(user, code.replace("\r\n", "\n").strip() + "\n[DONE]")
 
 
+def _functions(record: Record, place: str) -> Turns:
+    """The prompt of the evaluation."""
+    asked, body = (take(record, name, place) for name in ("instruction", "output"))
+    return _said(f"{asked}\n", body)
+
+
 def _cnn_dailymail(record: Record, place: str) -> Turns:
     article, summary = (take(record, name, place) for name in ("article", "highlights"))
     return _said(f"{article}\n\nTL;DR:", f" {summary}")
@@ -169,6 +176,7 @@ TASKS: dict[str, Task] = {
     "mbpp": Task(read=_mbpp, template="plain", word="mbpp"),
     "gsm8k": Task(read=_gsm8k, template="plain", word="gsm8k"),
     "cnn_dailymail": Task(read=_cnn_dailymail, template="plain", word="dailymail"),
+    "functions": Task(read=_functions, template="plain", word="functions"),
 }
 """Name -> task."""
 

@@ -74,6 +74,9 @@ class Activations:
     def __iter__(self) -> Iterator[Batch]:
         return (self._load(index) for index in range(len(self)))
 
+    def __getitem__(self, index: int) -> Batch:
+        return self._load(index)
+
     def update(self, function: Callable[[Batch], Batch]) -> None:
         """Replaces every batch x by `function(x)`, one at a time."""
         for index in range(len(self)):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from sparse_jax import mesh as mesh_lib
 from sparse_jax.models import Compute, LlamaConfig, block
@@ -24,6 +24,9 @@ Action = Callable[[int, Params, Activations], Params]
 
 The dict of layer params is the action's own: emptied, it frees the old weights.
 """
+
+LayerMasks = dict[str, Bool[Array, "in out"]]
+"""Masks of one layer by path in the whole model, "layers/attention/q/kernel"."""
 
 Progress = Callable[[int, int], None]
 """Called as (blocks done, blocks in all)."""
@@ -110,13 +113,7 @@ def walk(
       InputError: the tokens do not fit the model.
     """
     config = blocks.config
-    ids_ST = np.zeros((0, 1), np.int32) if tokens is None else np.asarray(tokens)
-    if tokens is not None:
-        check_tokens(ids_ST, config)
-    dtype = compute.jax_dtype
-    inputs = Activations(
-        _embed(blocks, ids_ST, batch_size, dtype), spool, samples=len(ids_ST)
-    )
+    inputs = embed_tokens(blocks, tokens, compute, batch_size=batch_size, spool=spool)
     for index in range(config.n_layers):
         if index < first:
             new_layer = (done or blocks.layer)(index)
@@ -130,6 +127,22 @@ def walk(
         if progress is not None:
             progress(index + 1, config.n_layers)
     return inputs
+
+
+def embed_tokens(
+    blocks: Blocks,
+    tokens: Int[Array | np.ndarray, "samples length"] | None,
+    compute: Compute,
+    *,
+    batch_size: int = 16,
+    spool: pathlib.Path | None = None,
+) -> Activations:
+    """What enters the first block; arguments as for `walk`."""
+    ids_ST = np.zeros((0, 1), np.int32) if tokens is None else np.asarray(tokens)
+    if tokens is not None:
+        check_tokens(ids_ST, blocks.config)
+    batches = _embed(blocks, ids_ST, batch_size, compute.jax_dtype)
+    return Activations(batches, spool, samples=len(ids_ST))
 
 
 def place_layer(layer: Tree) -> Tree:

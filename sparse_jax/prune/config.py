@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparse_jax.prune.allocate import AllocationConfig
+from sparse_jax.prune.quantize_config import QuantizeConfig
 from sparse_jax.solvers import find_solver
 from sparse_jax.sparsity import Pattern, parse
 from sparse_jax.types import InputError
@@ -13,17 +14,20 @@ from sparse_jax.types import InputError
 LINEARS = r"layers/(attention/(q|k|v|o)|mlp/(gate|up|down))/kernel"
 """Paths of the seven matrices of a decoder block."""
 
+FOUND = "found"
+"""The pattern that keeps the masks a model has, and prunes nothing more."""
+
 _BATCH_TOKENS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
-    """One-shot pruning of a model.
+    """One-shot pruning, and rounding, of a model.
 
     Attributes:
       solver: "magnitude", "wanda", "sparsegpt", "sparsegpt_refit" or "admm".
       pattern: "unstructured", "N:M" (N kept of every M inputs), "group:SIZE" or
-        "block:INxOUT".
+        "block:INxOUT"; or "found": the zeros that the model has, and no more.
       sparsity: fraction of zeros in the pruned matrices, in [0, 1); N:M fixes its own.
       allocation: how that fraction is spread over layers and matrices.
       block_size: columns that SparseGPT ranks together; this and the next three are
@@ -37,6 +41,7 @@ class PruneConfig:
       sample_length: tokens of each.
       seed: which calibration sequences are drawn.
       batch_size: sequences that go through a block at a time; None = about 1024 tokens.
+      quantize: rounds the matrices to integer grids in the same solve; None = floats.
       rules: ordered (path regex, value) pairs; the first full match wins and every leaf
         must be covered. Values: "pattern" (the fields above), "dense", or a pattern of
         its own such as "2:4" or "unstructured@0.6".
@@ -56,6 +61,7 @@ class PruneConfig:
     sample_length: int = 128
     seed: int = 0
     batch_size: int | None = None
+    quantize: QuantizeConfig | None = None
     rules: tuple[tuple[str, str], ...] = ((LINEARS, "pattern"), (".*", "dense"))
 
     def __post_init__(self):
@@ -74,11 +80,25 @@ class PruneConfig:
                 raise InputError(f"prune.{name} must be >= 0, found {value}")
         find_solver(self.solver, self.options)
         self.pattern_rules()
+        if self.pattern == FOUND and self.quantize is None:
+            raise InputError(
+                "prune.pattern 'found' prunes nothing; name a pattern, or what to "
+                "round to with prune.quantize"
+            )
+        if self.pattern == FOUND and not self.nested:
+            raise InputError(
+                "prune.pattern 'found' keeps the zeros of the model, and prune.nested "
+                "is off, which forgets them; leave one of the two out"
+            )
 
     @property
     def options(self) -> dict[str, Any]:
         """The fields that are options of the solver, without its defaults."""
-        known = inspect.signature(find_solver(self.solver, {})).parameters
+        return self.options_of(self.solver)
+
+    def options_of(self, solver: str) -> dict[str, Any]:
+        """The fields that are options of a solver, without its defaults."""
+        known = inspect.signature(find_solver(solver, {})).parameters
         names = ("block_size", "damping", "iterations", "tolerance", "reference")
         values = {name: getattr(self, name) for name in names if name in known}
         return {name: value for name, value in values.items() if value is not None}
@@ -93,7 +113,7 @@ class PruneConfig:
         return [(path, self._parse(value)) for path, value in self.rules]
 
     def _parse(self, value: str) -> Pattern | None:
-        if value == "dense":
-            return None
         text = self.pattern if value == "pattern" else value
+        if text in ("dense", FOUND):
+            return None
         return parse(text, self.sparsity)

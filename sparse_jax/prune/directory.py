@@ -23,12 +23,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Int
 
-from sparse_jax import schema
+from sparse_jax import quant, schema
 from sparse_jax.files import disk_errors, lock, read_json, write_json
 from sparse_jax.io import BlockReader, BlockWriter, check_free
 from sparse_jax.models import Compute
 from sparse_jax.prune.blockwise import Progress
 from sparse_jax.prune.config import PruneConfig
+from sparse_jax.prune.finish_block import merge_layer
 from sparse_jax.prune.one_shot import check, prune_blocks
 from sparse_jax.prune.solve_block import PrunedBlock, Row
 from sparse_jax.types import InputError, Params
@@ -94,11 +95,27 @@ def prune_into(
     Returns:
       The rows of all blocks.
     """
+    rounding = None if config.quantize is None else config.quantize.activations
 
     def store(index: int, block: PrunedBlock) -> Params:
-        writer.write(index, *block)
+        activations = None
+        if rounding is not None:
+            scales = {(p, index): value for p, value in block.input_scales.items()}
+            activations = quant.Activations(kind=rounding, scales=scales)
+        writer.write(
+            index,
+            block.params,
+            block.masks,
+            block.rows,
+            grids=block.grids or None,
+            activations=activations,
+            adapter=block.adapter or None,
+        )
         # As stored, rounded: a resumed run sees these bits, so this one must, too.
-        return block.params if writer.dtype == "float32" else writer.layer(index)
+        return stored_layer(writer, index)
+
+    def done(index: int) -> Params:
+        return stored_layer(writer, index)
 
     prune_blocks(
         reader,
@@ -108,12 +125,17 @@ def prune_into(
         store,
         compute=compute,
         first=writer.n_done,
-        done=writer.layer,
+        done=done,
         spool=spool,
         log=writer.work_dir / ALLOCATION,
         progress=progress,
     )
     return [row for i in range(reader.config.n_layers) for row in writer.rows(i)]
+
+
+def stored_layer(writer: BlockWriter, index: int) -> Params:
+    """A stored block with what stands beside its matrices added to them."""
+    return merge_layer(writer.layer(index), writer.layer_adapter(index))
 
 
 def work_directory(out: pathlib.Path) -> pathlib.Path:

@@ -2,7 +2,7 @@
 
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,15 +21,41 @@ from sparse_jax.prune.blockwise import (
     take_layer,
     walk,
 )
-from sparse_jax.prune.config import PruneConfig
+from sparse_jax.prune.config import FOUND, PruneConfig
+from sparse_jax.prune.dense_stream import DenseStream
+from sparse_jax.prune.finish_block import finish_block, merge_layer
 from sparse_jax.prune.plan import LayerMasks, Plan, make_plan
 from sparse_jax.prune.solve_block import PrunedBlock, Row, solve_block
 from sparse_jax.prune.spread import spread_sparsity
+from sparse_jax.quant import Grid
 from sparse_jax.tree import from_paths, leaf_paths
 from sparse_jax.types import InputError, Masks, Params
 
 Store = Callable[[int, PrunedBlock], Params]
-"""Keeps a pruned block; returns its params as they are kept, rounded, say."""
+"""Keeps a block; returns what its matrices compute as they are kept, rounded, say."""
+
+
+class PrunedModel(NamedTuple):
+    """What `prune` returns.
+
+    Attributes:
+      params: rounded matrices lie on their grids, and are zero where they have
+        outliers.
+      masks: the same tree; None where nothing is pruned.
+      rows: of the report.
+      grids: of the rounded matrices, see `quant.Grids`.
+      adapter: low-rank factors and outliers [L, ...] by leaf path; `adapters.merge`
+        gives the dense weights that all compute together.
+      input_scales: (path, layer) -> static scale of a matrix's inputs; empty where they
+        are not rounded, or token by token.
+    """
+
+    params: Params
+    masks: Masks
+    rows: list[Row]
+    grids: dict[tuple[str, int], Grid]
+    adapter: dict[str, Array]
+    input_scales: dict[tuple[str, int], float]
 
 
 def prune(
@@ -40,8 +66,8 @@ def prune(
     config: PruneConfig,
     compute: Compute = Compute(),
     progress: Progress | None = None,
-) -> tuple[Params, Masks, list[Row]]:
-    """Prunes the linears of every decoder block of a model in memory.
+) -> PrunedModel:
+    """Prunes and rounds the linears of every decoder block of a model in memory.
 
     Each block is calibrated before it is pruned, and its pruned outputs are what the
     next block is calibrated on. Every shape compiles once, for all layers and all
@@ -63,8 +89,11 @@ def prune(
       progress: called after every block as (done, total).
 
     Returns:
-      (params, masks, rows). Rows hold layer, path, pattern, sparsity, relative_error,
-      damping (None where unused) and seconds (of the shared solve, split evenly).
+      The model, and rows with layer, path, pattern, sparsity, relative_error, damping
+      (None where unused) and seconds (of the shared solve, split evenly). With
+      `config.quantize` they hold, in bits per weight, bits (None in floats), extra_bits
+      (what stands beside the matrix) and index_bits, and left_out, why a matrix that
+      was to be rounded is not.
 
     Raises:
       InputError: before any work starts, for a rule, pattern, sparsity or tokens that
@@ -76,7 +105,7 @@ def prune(
 
     def store(index: int, block: PrunedBlock) -> Params:
         pruned.append(block)
-        return block.params
+        return merge_layer(block.params, block.adapter)
 
     prune_blocks(
         ParamsBlocks(params, model_config),
@@ -87,10 +116,29 @@ def prune(
         compute=compute,
         progress=progress,
     )
+    return _stacked(params, pruned)
+
+
+def _stacked(params: Params, pruned: list[PrunedBlock]) -> PrunedModel:
+    """The model of pruned blocks, and of all that is not in blocks."""
     layers = stack_layers([{"layers": block.params} for block in pruned])
     new_masks = stack_layers([block.masks for block in pruned])
-    whole = from_paths(dict.fromkeys(leaf_paths(params)) | new_masks)
-    return {**params, **layers}, whole, [row for block in pruned for row in block.rows]
+    return PrunedModel(
+        {**params, **layers},
+        from_paths(dict.fromkeys(leaf_paths(params)) | new_masks),
+        [row for block in pruned for row in block.rows],
+        _by_layer([block.grids for block in pruned]),
+        stack_layers([block.adapter for block in pruned]),
+        _by_layer([block.input_scales for block in pruned]),
+    )
+
+
+def _by_layer(layers: list[dict[str, Any]]) -> dict[tuple[str, int], Any]:
+    return {
+        (path, index): value
+        for index, layer in enumerate(layers)
+        for path, value in layer.items()
+    }
 
 
 def prune_blocks(
@@ -117,7 +165,7 @@ def prune_blocks(
       store: called with every block when it is pruned.
       compute: the activations' dtype.
       first: blocks before this one are stored already.
-      done: index -> params of such a block, as stored.
+      done: index -> what the matrices of such a block compute, as stored.
       spool: folder for the activations; None keeps them in memory.
       log: file that keeps the measurements for the allocation, for a resumed run.
       progress: called after every block.
@@ -134,15 +182,22 @@ def prune_blocks(
         options["progress"] = before
         plan = spread_sparsity(plan, blocks, priors, tokens, config, log, **options)
 
+    stream = None
+    if config.quantize is not None and config.quantize.tune is not None:
+        stream = DenseStream(blocks, tokens, **options)  # pyrefly: ignore
+
     def prune_block(index: int, layer_params: Params, inputs: Activations) -> Params:
         pattern = plan.layers[index]
         masks = place_layer(priors(index))
         arguments = (layer_params, inputs, pattern, masks, blocks.config)
         with name_block(index):
-            solved = solve_block(*arguments, config)
+            solved = solve_block(*arguments, config, plan.rounded[index])
+            if config.quantize is not None:
+                arguments = index, solved, inputs, stream, blocks.config
+                solved = finish_block(*arguments, config.quantize)
         masks = _whole_masks(plan.masked, solved.params) | solved.masks
         rows = [{"layer": index} | row for row in solved.rows]
-        return store(index, PrunedBlock(solved.params, masks, rows))
+        return store(index, solved._replace(masks=masks, rows=rows))
 
     options["progress"] = progress
     walk(blocks, tokens, action=prune_block, first=first, done=done, **options)
@@ -174,7 +229,12 @@ def check(
     """
     if tokens is not None:
         check_tokens(tokens, blocks.config)
-    elif config.solver != "magnitude":
+    elif config.quantize is not None and config.quantize.reads_inputs is not None:
+        raise InputError(
+            f"quantize: {config.quantize.reads_inputs} needs calibration tokens; name "
+            "a text with calibration"
+        )
+    elif config.solver != "magnitude" and config.pattern != FOUND:
         raise InputError(
             f"solver {config.solver!r} needs calibration tokens; name a text with "
             "calibration"

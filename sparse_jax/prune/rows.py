@@ -31,15 +31,19 @@ class Rows:
         the devices and the units of rows of every matrix; others hold copies.
     """
 
-    def __init__(self, n_outs: Iterable[int], patterns: Iterable[Pattern]):
+    def __init__(self, n_outs: Iterable[int], patterns: Iterable[Pattern | None]):
         """Chooses the number of shards.
 
         Args:
           n_outs: outputs of the matrices.
-          patterns: theirs, in the same order; rows of a unit stay together.
+          patterns: theirs, in the same order, None where nothing is pruned; rows of a
+            unit stay together.
         """
         mesh = mesh_lib.current()
-        units = (n // p.divisors[0] for n, p in zip(n_outs, patterns, strict=True))
+        units = (
+            n // (p.divisors[0] if p else 1)
+            for n, p in zip(n_outs, patterns, strict=True)
+        )
         self.shards = math.gcd(mesh.devices.size, *units)
         self._mesh: Mesh | None = None
         if mesh.size > 1:
@@ -67,6 +71,24 @@ class Rows:
     ) -> Shaped[Array, "in out"]:
         """A matrix as a kernel that lies where another one did."""
         return _mover(to_kernel, None if self._mesh is None else place)(matrix)
+
+    def give_whole(self, matrix: Shaped[Array, "out in"]) -> Shaped[Array, "in out"]:
+        """A matrix as a kernel that lies on every device of the mesh in use."""
+        return _mover(to_kernel, self._everywhere)(matrix)
+
+    def replicate(self, leaf: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+        """Anything else, on every device of the mesh in use."""
+        return _mover(_same, self._everywhere)(leaf)
+
+    @property
+    def _everywhere(self) -> NamedSharding | None:
+        if self._mesh is None:
+            return None
+        return NamedSharding(mesh_lib.current(), P())
+
+
+def _same(leaf):
+    return leaf
 
 
 # Compiled once per shape, and not with what surrounds them.

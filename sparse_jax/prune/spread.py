@@ -64,6 +64,8 @@ def spread_sparsity(
             path: dataclasses.replace(free[path], sparsity=sparsity)  # pyrefly: ignore
             for path, sparsity in chosen.items()
         }
-        for patterns, free, chosen in zip(*plan, sparsities, strict=True)
+        for patterns, free, chosen in zip(
+            plan.layers, plan.free, sparsities, strict=True
+        )
     ]
     return plan._replace(layers=layers)

@@ -6,7 +6,7 @@ import pathlib
 from sparse_jax import io, mesh, models, train
 from sparse_jax.data import Dataset
 from sparse_jax.prune import PruneConfig
-from sparse_jax.recipe import ask
+from sparse_jax.recipe import ask, packing
 from sparse_jax.recipe.config import Recipe
 from sparse_jax.recipe.inputs import batches, with_length
 from sparse_jax.recipe.simulate import check_report
@@ -14,6 +14,7 @@ from sparse_jax.recipe.stage_kinds import (
     Evaluate,
     Init,
     OneShot,
+    Pack,
     Pretrain,
     Prune,
     Stage,
@@ -45,6 +46,8 @@ def _check_stage(recipe: Recipe, stage: Stage, model: models.LlamaConfig) -> Non
         _check_method(recipe, stage, model, config)
     if isinstance(stage, Evaluate):
         ask.check(stage)
+    if isinstance(stage, Pack):
+        packing.check(stage)
     for config in _prune_configs(recipe, stage):
         model.check_length(config.sample_length)
         _check_rules(config.pattern_rules(), model)
@@ -96,6 +99,8 @@ def _check_method(
     config.optimizer.pruned_decay.check(config.steps)
     if stage.lora is not None:
         stage.lora.matrices(models.abstract_params(model))
+    if stage.quantize is not None and stage.quantize.start != "parent":
+        stage.quantize.matrices(models.abstract_params(model))
     if stage.adaptive is not None:
         stage.adaptive.check(config.steps)
         if stage.adaptive.sparsity is None and not _may_have_masks(recipe, stage):

@@ -1,6 +1,7 @@
 """A recipe: shared settings, and the stages that turn one model into the next."""
 
 import dataclasses
+from typing import Any
 
 from sparse_jax.data import DataConfig
 from sparse_jax.evaluate import EvaluateConfig
@@ -128,7 +129,12 @@ class Recipe:
             final_ratio=stage.final_ratio,
         )
         trained = LORA_TRAINED if stage.lora else None
-        options = {"pruned_decay": stage.pruned_decay, "trainable": trained}
+        options: dict[str, Any] = {"pruned_decay": stage.pruned_decay}
+        if stage.quantize is not None:
+            own = stage.quantize
+            trained = (*trained, *own.trained) if trained else own.trainable
+            options["rates"] = own.rates
+        options["trainable"] = trained
         optimizer = _override(self.train.optimizer, **options)
         options = {"schedule": schedule, "optimizer": optimizer}
         if isinstance(stage, Finetune):
@@ -175,6 +181,8 @@ class Recipe:
             solver=stage.solver,
             pattern=stage.pattern,
             allocation=stage.allocation,
+            quantize=stage.quantize,
+            seed=stage.seed,
         )
 
 

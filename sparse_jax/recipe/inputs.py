@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from sparse_jax import io, mesh, models
 from sparse_jax.data import Dataset
+from sparse_jax.quant import Grids
 from sparse_jax.recipe.config import Recipe
 from sparse_jax.recipe.stage_kinds import Finetune, Pretrain
 from sparse_jax.sparsity import adapters
@@ -34,18 +35,42 @@ def refuse_adapter(found: io.Model, path: str | pathlib.Path) -> None:
         )
 
 
+def refuse_grids(found: io.Model, path: str | pathlib.Path) -> None:
+    """Raises InputError for a quantised model, whose codes would be lost."""
+    if found.grids:
+        raise InputError(
+            f"{path}: the model is quantised already, and would lose its codes; give "
+            "this stage a parent in floats"
+        )
+
+
 def start(
     stage: Pretrain, recipe: Recipe, parent_dir: pathlib.Path | None
-) -> tuple[models.LlamaConfig, Params, Masks | None]:
-    """The parent's model, its low-rank factors attached, or random weights."""
-    if parent_dir is not None:
-        found, params = load(parent_dir)
-        if not found.adapter:
-            return found.config, params, found.masks
-        params = adapters.attach(params, found.adapter)
-        return found.config, params, adapters.masks_of(params, found.masks or {})
-    model = stage.model or recipe.model
-    return model, _random_params(recipe.seed, model), None
+) -> tuple[models.LlamaConfig, Params, Masks | None, Grids | None]:
+    """The parent's model, its low-rank factors attached, or random weights.
+
+    Raises:
+      InputError: the stage would leave the grids of a quantised parent.
+    """
+    if parent_dir is None:
+        model = stage.model or recipe.model
+        return model, _random_params(recipe.seed, model), None, None
+    found, params = load(parent_dir)
+    if found.grids and stage.quantize is None:
+        raise InputError(
+            f"{parent_dir}: the model is quantised, and training would leave its "
+            "grids; set quantize, with start 'parent' to keep them"
+        )
+    if not found.adapter:
+        return found.config, params, found.masks, found.grids
+    if any(path.endswith(adapters.OUTLIERS) for path in found.adapter):
+        raise InputError(
+            f"{parent_dir}: the model has outliers beside its matrices, which cannot "
+            "train; give this stage a parent without outliers"
+        )
+    params = adapters.attach(params, found.adapter)
+    masks = adapters.masks_of(params, found.masks or {})
+    return found.config, params, masks, found.grids
 
 
 def _random_params(seed: int, model: models.LlamaConfig) -> Params:

@@ -1,4 +1,4 @@
-"""One-shot pruning of a checkpoint on disk, with its evaluation and its report."""
+"""A checkpoint on disk pruned and rounded in one shot, with its report."""
 
 import dataclasses
 import hashlib
@@ -16,7 +16,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Array, Float, Int
 
-from sparse_jax import __version__, io, mesh, models, prune
+from sparse_jax import __version__, io, mesh, models, prune, quant
 from sparse_jax.evaluate import Evaluation, evaluate_blocks
 from sparse_jax.files import read_json, read_lines, write_line
 from sparse_jax.models import LlamaConfig
@@ -30,7 +30,7 @@ from sparse_jax.recipe.prune_job import (
 from sparse_jax.report import PRUNE_REPORT, pruning_files, pruning_report
 from sparse_jax.schema import to_dict
 from sparse_jax.tree import leaf_paths
-from sparse_jax.types import Params
+from sparse_jax.types import InputError, Params
 
 Row = dict[str, Any]
 BEFORE = "before.jsonl"
@@ -39,7 +39,7 @@ BEFORE = "before.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class _Pruned:
-    """The model as it will be written: pruned blocks, all else as it is, rounded."""
+    """The model as it will be written and run: all else is as it is, in its dtype."""
 
     reader: io.BlockReader
     writer: io.BlockWriter
@@ -49,7 +49,12 @@ class _Pruned:
         return self.reader.config
 
     def layer(self, index: int) -> Params:
-        return self.writer.layer(index)
+        layer = prune.stored_layer(self.writer, index)
+        activations = self.writer.layer_activations(index)
+        if activations is None:
+            return layer
+        paths = self.writer.layer_grids(index)
+        return quant.round_layer_inputs(layer, index, paths, activations)
 
     def embed(self, ids: Int[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape D"]:
         return self._round(self.reader.embed(ids))
@@ -100,6 +105,7 @@ def _run(job, model, out, quiet) -> dict[str, Any]:
     if not prune.work_directory(out).exists():
         io.check_free(out)
     reader = io.open_blocks(model)
+    _check_unquantized(job, reader)
     config = job.prune_config(reader.config)
     check_apart(job)
     tokens, calibration = read_calibration(job, config, reader)
@@ -120,13 +126,23 @@ def _run(job, model, out, quiet) -> dict[str, Any]:
                 "settings": to_dict(config) | {"compute": to_dict(job.compute)},
                 "calibration": calibration,
                 "evaluation": _evaluate(job, reader, writer, texts, quiet),
-                "matrices": _with_weights(rows, reader.config),
+                "matrices": _with_weights(rows, reader.config, writer.dtype),
                 "versions": {"sparse_jax": __version__, "jax": jax.__version__}
                 | {"python": platform.python_version()},
             }
         )
         writer.finish(out, reader, extra_files=pruning_files(report))
     return report
+
+
+def _check_unquantized(job: PruneJob, reader: io.BlockReader) -> None:
+    if job.quantize is not None and reader.quantized:
+        found = " and ".join(reader.quantized)
+        raise InputError(
+            f"{reader.directory}: is quantised already ({found}), and rounding again "
+            "would add a second error to the first; name the model in floats that it "
+            "was made from"
+        )
 
 
 def _prune(job, reader, writer, tokens, config, quiet) -> list[Row]:
@@ -155,12 +171,17 @@ def _parameters(config: LlamaConfig) -> int:
     )
 
 
-def _with_weights(rows: list[Row], config: LlamaConfig) -> list[Row]:
-    """The rows with the number of weights in their matrices."""
+def _with_weights(rows: list[Row], config: LlamaConfig, dtype: str) -> list[Row]:
+    """The rows with the number of weights in their matrices, and all their bits."""
     shapes = leaf_paths(models.abstract_params(config))
-    return [
-        row | {"weights": shapes[row["path"]].size // config.n_layers} for row in rows
-    ]
+    whole = []
+    for row in rows:
+        added: Row = {"weights": shapes[row["path"]].size // config.n_layers}
+        if "bits" in row and row["bits"] is None:
+            floats = 8 * jnp.dtype(dtype).itemsize * (1 - row["sparsity"])
+            added["bits"] = floats + row["index_bits"] + row["extra_bits"]
+        whole.append(row | added)
+    return whole
 
 
 def _evaluate(

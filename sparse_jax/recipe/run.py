@@ -18,6 +18,7 @@ from sparse_jax.files import read_json
 from sparse_jax.recipe import workdir
 from sparse_jax.recipe.check import check, check_data, root_model
 from sparse_jax.recipe.config import Recipe
+from sparse_jax.recipe.points import equal_bits
 from sparse_jax.recipe.simulate import simulations
 from sparse_jax.recipe.stage_kinds import Pretrain, Stage
 from sparse_jax.recipe.stages import RESULT, Context, Result, run_stage
@@ -179,6 +180,12 @@ def _report(
         "scores": [
             row for result in results.values() for row in result.get("scores", [])
         ],
+        "packed": [
+            result["packed"] | {"paper": recipe.report.paper.get(name)}
+            for name, result in results.items()
+            if "packed" in result
+        ],
+        "equal_bits": equal_bits(recipe, results),
         "finetuned": any(r["kind"] == "finetune" for r in results.values()),
         "layers": {
             name: result["layers"] for name, result in rows.items() if result["layers"]

@@ -5,8 +5,8 @@ from typing import ClassVar, Literal
 
 from sparse_jax.evaluate import HarnessConfig
 from sparse_jax.models import LlamaConfig
-from sparse_jax.prune import AllocationConfig
-from sparse_jax.sparsity.adapters import LoraConfig, LowRankConfig
+from sparse_jax.prune import AllocationConfig, QuantizeConfig
+from sparse_jax.sparsity.adapters import LoraConfig, LowRankConfig, QuantTrainConfig
 from sparse_jax.train import AdaptiveConfig, DistillConfig, PrunedDecayConfig
 from sparse_jax.types import InputError
 
@@ -54,6 +54,9 @@ class Pretrain:
       low_rank: adds a trained low-rank term beside every pruned matrix (SLoRB).
       learned_scales: two trained scales per output, folded in at the end (CAST).
       lora: low-rank adapters under the masks; they alone train, and are merged at last.
+      quantize: trains through integer grids, on which the weights end.
+      sources: domains to train on and to judge the model on; none = the parent's, or
+        all.
       enabled: False leaves the stage out.
     """
 
@@ -72,6 +75,8 @@ class Pretrain:
     low_rank: LowRankConfig | None = None
     learned_scales: bool = False
     lora: LoraConfig | None = None
+    quantize: QuantTrainConfig | None = None
+    sources: tuple[str, ...] = ()
     enabled: bool = True
 
     def __post_init__(self):
@@ -93,6 +98,27 @@ class Pretrain:
         others = ("adaptive", "low_rank", "learned_scales")
         for name in filter(lambda name: self.lora and getattr(self, name), others):
             raise InputError(f"lora trains its factors alone: leave out {name}, or it")
+        if self.quantize is not None:
+            self._check_quantize(self.quantize)
+
+    def _check_quantize(self, quantize: QuantTrainConfig) -> None:
+        """What does not go together with training through grids."""
+        frozen = quantize.train == "scales"
+        for name in ("adaptive", "lora", "low_rank"):
+            if frozen and getattr(self, name):
+                raise InputError(
+                    f"quantize.train 'scales' keeps the codes as they are: leave out "
+                    f"{name}, or set it to 'all'"
+                )
+        if self.learned_scales:
+            raise InputError(
+                "quantize has scales of its own: leave out learned_scales, or it"
+            )
+        if quantize.start == "parent" and self.parent is None:
+            raise InputError(
+                "quantize.start 'parent' takes over a parent's grids, and this stage "
+                "has no parent; set it to 'search'"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,27 +129,27 @@ class Finetune(Pretrain):
     source with a task only the responses count in the loss.
 
     Attributes:
-      sources: domains to train on and to judge the model on; none = the parent's.
       batch_size: rows of a step.
       seq_len: tokens of a row.
     """
 
     kind: ClassVar[str] = "finetune"
-    sources: tuple[str, ...] = ()
     batch_size: int | None = None
     seq_len: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prune:
-    """Prunes in one shot. Fields that are None are those of `Recipe.prune`.
+    """Prunes and rounds in one shot. Fields that are None are those of `Recipe.prune`.
 
     Attributes:
       parent: the stage that gives the model.
       sparsity: of every pruned matrix.
       solver: name in `sparse_jax.solvers`.
-      pattern: shape of the zeros.
+      pattern: shape of the zeros; "found" keeps the parent's, and prunes no more.
       allocation: how the sparsity is spread over the matrices.
+      quantize: rounds the matrices in the same solve.
+      seed: of the calibration sequences.
       sources: domains to judge the model on; none = the parent's.
       calibrate_on: domains whose training text is the calibration; none = the sources.
       enabled: False leaves the stage out.
@@ -135,6 +161,8 @@ class Prune:
     solver: str | None = None
     pattern: str | None = None
     allocation: AllocationConfig | None = None
+    quantize: QuantizeConfig | None = None
+    seed: int | None = None
     sources: tuple[str, ...] = ()
     calibrate_on: tuple[str, ...] = ()
     enabled: bool = True
@@ -179,6 +207,38 @@ class Evaluate:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Pack:
+    """Packs a model into one file, and measures that; a side branch.
+
+    Attributes:
+      parent: the stage that gives the model.
+      format: see `infer.PackConfig`, as for the next two.
+      dtype: of the stored weights.
+      head: storage type of the output projection.
+      decode_size: of `models.sizes`; decoding is measured with random weights of that
+        architecture, the model's main storage type and its zeros, against dense
+        float32. None = not measured.
+      prompt_tokens: read before decoding is measured.
+      decode_tokens: written.
+      repeats: the fastest counts.
+      sources: domains to judge it on, of which documents count; none = the parent's.
+      enabled: False leaves the stage out.
+    """
+
+    kind: ClassVar[str] = "pack"
+    parent: str
+    format: str = "auto"
+    dtype: Literal["float32", "bfloat16", "int8", "int4", "int2"] | None = None
+    head: str = "auto"
+    decode_size: str | None = None
+    prompt_tokens: int = 32
+    decode_tokens: int = 32
+    repeats: int = 5
+    sources: tuple[str, ...] = ()
+    enabled: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
     """Writes a Hugging Face directory for other tools.
 
@@ -194,7 +254,7 @@ class Export:
     enabled: bool = True
 
 
-Stage = Init | Pretrain | Finetune | Prune | OneShot | Evaluate | Export
+Stage = Init | Pretrain | Finetune | Prune | OneShot | Evaluate | Pack | Export
 
-NO_MODEL = ("one_shot", "evaluate", "export")
+NO_MODEL = ("one_shot", "evaluate", "pack", "export")
 """Kinds of stages that make no model of their own."""

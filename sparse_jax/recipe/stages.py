@@ -13,27 +13,26 @@ from typing import Any
 import jax
 import tqdm
 
-from sparse_jax import distributed, io, models, train
+from sparse_jax import distributed, io, train
 from sparse_jax.data import Dataset
 from sparse_jax.evaluate import training_flops_per_token
 from sparse_jax.files import read_json, read_lines, write_json, write_line
-from sparse_jax.prune import PruneConfig, prune
-from sparse_jax.recipe import ask, inputs, measure, training
+from sparse_jax.prune import PruneConfig, PrunedModel, prune
+from sparse_jax.recipe import ask, inputs, measure, packing, training
 from sparse_jax.recipe.config import Recipe
+from sparse_jax.recipe.finish import Made, finish
 from sparse_jax.recipe.stage_kinds import (
     Evaluate,
     Export,
     Finetune,
     Init,
     OneShot,
+    Pack,
     Pretrain,
     Prune,
     Stage,
 )
 from sparse_jax.sparsity import adapters
-from sparse_jax.sparsity.adapters import Adapter
-from sparse_jax.sparsity.masks import violations
-from sparse_jax.types import InputError, Masks, Params
 
 Result = dict[str, Any]
 RESULT = "result.json"
@@ -85,6 +84,7 @@ def run_stage(
         Prune: _prune,
         OneShot: _one_shot,
         Evaluate: ask.run,
+        Pack: packing.run,
         Export: _export,
     }
     parent = {"tokens": 0, "data": 0}
@@ -105,9 +105,8 @@ def run_stage(
 def _init(name, stage, context, parent_dir, parent, directory) -> Result:
     found, params = inputs.load(stage.path)
     config = inputs.with_length(found.config, stage.max_seq_len)
-    return _finish(
-        stage, context, directory, config, params, found.masks, parent, found.adapter
-    )
+    made = Made.of_model(found, params)
+    return finish(stage, context, directory, config, made, parent)
 
 
 def _pretrain(name, stage, context, parent_dir, parent, directory) -> Result:
@@ -122,6 +121,7 @@ def _pretrain(name, stage, context, parent_dir, parent, directory) -> Result:
         name=name,
         teacher=training.teacher(stage, recipe, context.dataset, directory.parent),
         adaptive=made.adaptive,
+        quantize=stage.quantize,
         tokens_before=parent["tokens"],
         quiet=context.quiet,
     )
@@ -132,9 +132,10 @@ def _pretrain(name, stage, context, parent_dir, parent, directory) -> Result:
         spent * training_flops_per_token(model, config.seq_len, m)
         for m in (None, adapters.split(state.masks)[0])
     ]
-    params, masks, adapter = training.end(state)
-    masks = None if made.whole else masks
-    result = _finish(stage, context, directory, model, params, masks, seen, adapter)
+    ended = training.end(state, stage.quantize)
+    if made.whole:
+        ended = ended._replace(masks=None)
+    result = finish(stage, context, directory, model, ended, seen)
     return result | {
         "seconds": seconds,
         "tokens_per_second": spent / seconds,
@@ -156,20 +157,22 @@ def _prune(name, stage, context, parent_dir, parent, directory) -> Result:
     config = context.recipe.prune_config(stage)
     found, params = inputs.load(parent_dir)
     inputs.refuse_adapter(found, parent_dir)
+    inputs.refuse_grids(found, parent_dir)
     with context.bar(name, found.config.n_layers, "block") as bar:
 
         def advance(done: int, _: int) -> None:
             bar.update(done - bar.n)
             train.stop_if_asked(name)
 
-        params, masks, rows = _run_prune(stage, context, config, found, params, advance)
-    result = _finish(stage, context, directory, found.config, params, masks, parent)
-    return result | {"matrices": rows}
+        pruned = _run_prune(stage, context, config, found, params, advance)
+    made = Made.of_pruning(pruned, config.quantize)
+    result = finish(stage, context, directory, found.config, made, parent)
+    return result | {"matrices": pruned.rows}
 
 
 def _run_prune(
     stage, context, config: PruneConfig, found: io.Model, params, progress=None
-):
+) -> PrunedModel:
     tokens = context.dataset.calibration(
         config.samples,
         config.sample_length,
@@ -191,6 +194,7 @@ def _one_shot(name, stage, context, parent_dir, parent, directory) -> Result:
     """Every row is kept as soon as it is known; a restart goes on after the last."""
     found, dense = inputs.load(parent_dir)
     inputs.refuse_adapter(found, parent_dir)
+    inputs.refuse_grids(found, parent_dir)
     rows = distributed.on_lead(lambda: read_lines(directory / "rows.jsonl"))
     done = {(row["method"], row["sparsity"]) for row in rows}
     todo = [
@@ -201,16 +205,16 @@ def _one_shot(name, stage, context, parent_dir, parent, directory) -> Result:
     ]
     with context.bar(name, len(todo), "model") as bar:
         for config in todo:
-            params, masks, _ = _run_prune(stage, context, config, found, dense)
+            pruned = _run_prune(stage, context, config, found, dense)
             row = {
                 "method": config.solver,
                 "sparsity": config.sparsity,
-                **measure.sparsity(params, masks),
+                **measure.sparsity(pruned.params, pruned.masks),
                 "domains": measure.heldout(
                     context.recipe,
                     context.dataset,
                     found.config,
-                    params,
+                    pruned.params,
                     context.recipe.sources(stage),
                 ),
             }
@@ -230,51 +234,11 @@ def _export(name, stage, context, parent_dir, parent, directory) -> Result:
         params,
         found.config,
         masks=found.masks,
+        grids=found.grids,
+        activations=found.activations,
         adapter=found.adapter,
         tokenizer_files=context.dataset.tokenizer.files,
         dtype=stage.dtype,
         overwrite=True,
     )
     return {"dtype": stage.dtype, **measure.sparsity(params, found.masks)}
-
-
-def _finish(
-    stage: Stage,
-    context: Context,
-    directory: pathlib.Path,
-    config: models.LlamaConfig,
-    params: Params,
-    masks: Masks | None,
-    seen: Result,
-    adapter: Adapter | None = None,
-) -> Result:
-    """Evaluates and saves the stage's model."""
-    if masks is not None and (broken := violations(params, masks)):
-        raise AssertionError(f"{directory.name}: {broken} pruned weights are not zero")
-    tokenizer = context.dataset.tokenizer
-    if tokenizer.vocab_size > config.vocab_size:
-        raise InputError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, more than the model's "
-            f"vocab_size {config.vocab_size}"
-        )
-    io.save(
-        directory / "model",
-        params,
-        config,
-        masks=masks,
-        adapter=adapter,
-        tokenizer_files=tokenizer.files,
-        overwrite=True,
-    )
-    computed = adapters.merge(params, adapter) if adapter else params
-    sources = context.recipe.sources(stage)
-    return {
-        "tokens": seen["tokens"],
-        "data": seen["data"],
-        "finetuning_data": seen.get("finetuning_data", 0),
-        **measure.sparsity(params, masks),
-        **measure.storage(params, masks, adapter),
-        "domains": measure.heldout(
-            context.recipe, context.dataset, config, computed, sources
-        ),
-    }

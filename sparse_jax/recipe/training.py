@@ -10,13 +10,16 @@ import jax
 
 from sparse_jax import distributed, io, train
 from sparse_jax.data import Dataset
+from sparse_jax.quant import Grids
 from sparse_jax.recipe import inputs
 from sparse_jax.recipe.config import Recipe
+from sparse_jax.recipe.finish import Made
 from sparse_jax.recipe.stage_kinds import Pretrain
 from sparse_jax.sparsity import adapters
 from sparse_jax.sparsity import masks as masks_lib
-from sparse_jax.sparsity.adapters import Adapter
+from sparse_jax.sparsity.adapters import QuantTrainConfig
 from sparse_jax.train import Adaptive, CachedTeacher, Distill, NextToken
+from sparse_jax.tree import from_paths, leaf_paths
 from sparse_jax.types import InputError, Masks, Params, State
 
 
@@ -46,7 +49,7 @@ def begin(
       InputError: the stage does not fit the model it starts from.
     """
     parent_dir = workdir / stage.parent if stage.parent else None
-    model, params, masks = inputs.start(stage, recipe, parent_dir)
+    model, params, masks, grids = inputs.start(stage, recipe, parent_dir)
     config, rules = recipe.train_config(stage), recipe.mask_rules(stage)
     model.check_length(config.seq_len)
     # A dense model trains with masks that keep everything, so that one compiled step
@@ -63,18 +66,12 @@ def begin(
                 f"but the model of {stage.parent} has no masks; set it, or prune first"
             )
         adaptive = Adaptive.of(
-            stage.adaptive, rules, model, recipe.compute, parent_masks
+            *(stage.adaptive, rules, model, recipe.compute),
+            parent=parent_masks,
+            quantize=stage.quantize,
         )
         mode = stage.adaptive.mode
-    if stage.low_rank is not None:
-        # The factors stand in for what the masks of the first step take away.
-        first = adaptive.first_masks(params, masks) if adaptive else masks
-        params, _ = adapters.add_low_rank(params, first, stage.low_rank)
-        masks = adapters.masks_of(params, masks)
-    if stage.learned_scales:
-        params, masks = adapters.add_scales(params, masks)
-    if stage.lora is not None:
-        params, masks = adapters.add_lora(params, masks, stage.lora)
+    params, masks = _with_adapters(stage, params, masks, adaptive, grids)
     state = train.init_state(
         params,
         masks,
@@ -99,17 +96,54 @@ def begin(
     return Beginning(state=state, loss=loss, adaptive=adaptive, whole=whole)
 
 
-def end(state: State) -> tuple[Params, Masks, Adapter]:
-    """The final model: pruned weights at zero, learned scales and LoRA folded in.
+def _with_adapters(
+    stage: Pretrain,
+    params: Params,
+    masks: Masks,
+    adaptive: Adaptive | None,
+    grids: Grids | None,
+) -> tuple[Params, Masks]:
+    """Params and masks with all leaves that a stage adds beside its kernels."""
+    if stage.low_rank is not None:
+        # The factors stand in for what the masks of the first step take away.
+        first = adaptive.first_masks(params, masks) if adaptive else masks
+        params, _ = adapters.add_low_rank(params, first, stage.low_rank)
+        masks = adapters.masks_of(params, masks)
+    if stage.learned_scales:
+        params, masks = adapters.add_scales(params, masks)
+    if stage.lora is not None:
+        params, masks = adapters.add_lora(params, masks, stage.lora)
+    if stage.quantize is not None:
+        # Where masks move, a pruned weight may come back: the grids cover it as well.
+        fixed = adaptive is None or adaptive.config.mode == "fixed"
+        kept = masks if fixed else from_paths(dict.fromkeys(leaf_paths(masks)))
+        params, _ = adapters.add_grids(params, kept, stage.quantize, grids)
+        masks = adapters.masks_of(params, masks)
+    return params, masks
+
+
+def end(state: State, quantize: QuantTrainConfig | None = None) -> Made:
+    """The final model: zeros in place, scales and LoRA folded in, weights on grids.
+
+    Args:
+      state: after training.
+      quantize: of the stage.
 
     Returns:
-      Plain weights, their masks, and the low-rank factors, which may be none.
+      Plain weights, their masks, the low-rank factors, which may be none, and the
+      grids.
     """
     params, masks = adapters.fold_lora(state.params, state.masks)
     params, masks = adapters.fold_scales(params, masks)
+    grids = None
+    if quantize is not None:
+        options = {"refit": quantize.refit}
+        params, masks, grids = adapters.fold_grids(
+            params, masks, quantize.grid, **options
+        )
     params, adapter = adapters.split(params)
     masks = adapters.split(masks)[0]
-    return masks_lib.apply(params, masks), masks, adapter
+    return Made(masks_lib.apply(params, masks), masks, adapter, grids)
 
 
 def teacher(

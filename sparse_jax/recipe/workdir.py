@@ -14,6 +14,7 @@ from sparse_jax.recipe.stage_kinds import (
     Export,
     Init,
     OneShot,
+    Pack,
     Pretrain,
     Prune,
     Stage,
@@ -27,7 +28,7 @@ RECIPE, STAGE, LOCK = "recipe.json", "stage.json", ".lock"
 _NO_EFFECT = ("checkpoint_every", "keep_checkpoints", "log_every")
 """Training fields that change files on the way, not the result."""
 
-_METHOD = ("teacher", "adaptive", "low_rank", "learned_scales", "lora")
+_METHOD = ("teacher", "adaptive", "low_rank", "learned_scales", "lora", "quantize")
 """Fields of a pretrain stage that its training settings do not hold."""
 
 
@@ -219,6 +220,8 @@ def stage_config(recipe: Recipe, stage: Stage, data: dict[str, Any]) -> dict[str
         asked = {field: getattr(stage, field) for field in ("tasks", "data_dir")}
         config |= to_dict(asked | {"harness": stage.harness})
     else:
+        if isinstance(stage, Pack):
+            config["pack"] = to_dict(stage)
         config["evaluate"] = to_dict(recipe.evaluate)
         config["sources"] = list(recipe.sources(stage))
     return config

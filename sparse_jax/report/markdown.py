@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sparse_jax.report import comparison_tables
+from sparse_jax.report import comparison_tables, equal_bits, packed
 from sparse_jax.report.dataflow_tables import headline as headline_on_machine
 from sparse_jax.report.dataflow_tables import speedup_table
 from sparse_jax.report.headline import headline
@@ -40,6 +40,8 @@ def markdown(report: Report, plots: Mapping[str, str]) -> str:
         _quality(report.get("models", [])),
         _cost(report.get("models", [])),
         _one_shot(report),
+        _packed(report.get("packed", [])),
+        _equal_bits(report.get("equal_bits") or {}),
         _dataflow(report.get("dataflow", [])),
         images(plots),
         _what_was_run(report),
@@ -175,6 +177,20 @@ def _one_shot(report: Report) -> str:
 def _cell(loss: Number | None, best: Number | None) -> str:
     text = number(loss)
     return f"**{text}**" if loss is not None and loss == best else text
+
+
+def _packed(rows: Sequence[Report]) -> str:
+    if not rows:
+        return ""
+    parts = ["## Packed", table(*packed.packed_table(rows)), packed.DEFINITIONS]
+    return "\n\n".join(parts)
+
+
+def _equal_bits(found: Report) -> str:
+    if not found:
+        return ""
+    rows = table(*equal_bits.equal_bits_table(found["points"]))
+    return "\n\n".join(["## Loss against bits", rows, equal_bits.DEFINITIONS])
 
 
 def _dataflow(simulations: Sequence[Report]) -> str:

@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sparse_jax.report.curves import Histories
+from sparse_jax.report.equal_bits import draw_equal_bits
 from sparse_jax.report.method_plots import (
     draw_comparison,
     draw_distill,
@@ -43,6 +44,7 @@ def draw_plots(report: Report, histories: Histories) -> dict[str, tuple[bytes, s
     # The user's own matplotlib settings would change the bytes.
     with matplotlib.style.context(["default", STYLE]):
         for name, draw in (
+            ("equal_bits.png", draw_equal_bits),
             ("comparison.png", draw_comparison),
             ("loss.png", draw_loss),
             ("gap.png", draw_gap),

@@ -10,7 +10,10 @@ The JSON file holds the numbers that the others show:
     evaluation    per text: data, split, tokenizer, window, stride, tokens, bytes, and
                   `before` and `after`, each loss, perplexity, bits_per_byte
     matrices      per matrix: layer, path, pattern, weights, sparsity, relative_error,
-                  damping, damping_raised, seconds (its share of a shared solve)
+                  damping, damping_raised, seconds (its share of a shared solve); where
+                  matrices are rounded also bits (per weight, all told), extra_bits
+                  (factors and outliers), index_bits, left_out (why it is in floats, or
+                  null), and block_error before and after the block's training
     by_matrix     per path: matrices, weights, and means over the layers
     total         over all matrices; sparsity_of_all is over `model.parameters`
     versions      of Python, JAX and this package
@@ -27,6 +30,15 @@ from typing import Any
 
 from sparse_jax.report.markdown import facts, images, table
 from sparse_jax.report.pruning_plots import draw_pruning_plots, short
+from sparse_jax.report.rounding import (
+    ROUNDING_DEFINITIONS,
+    bits_cell,
+    bits_header,
+    is_rounded,
+    left_out_section,
+    mean_bits,
+    rounding_sentence,
+)
 from sparse_jax.report.text import Report, duration, number, percent, plain_table
 from sparse_jax.report.writer import plain
 
@@ -82,11 +94,16 @@ def pruning_headline(report: Report) -> str:
     text = (
         f"{percent(total['sparsity'])} of the weights of {total['matrices']} matrices "
         f"are zero ({percent(total['sparsity_of_all'])} of all parameters), "
-        f"{settings['pattern']}, by {settings['solver']}"
     )
+    if settings["pattern"] == "found":
+        text += "as they were found"
+    else:
+        text += f"{settings['pattern']}, by {settings['solver']}"
     if total["relative_error"] is not None:
         text += f"; their mean relative error is {_error(total['relative_error'])}"
     sentences = [text + "."]
+    if is_rounded(report):
+        sentences.append(rounding_sentence(report))
     for row in report["evaluation"]:
         before, after = row["before"]["perplexity"], row["after"]["perplexity"]
         change = f"{number(before, '.3f')} to {number(after, '.3f')}"
@@ -96,7 +113,7 @@ def pruning_headline(report: Report) -> str:
 
 def pruning_summary(report: Report) -> str:
     """The tables and the sentence that a launcher prints at its end."""
-    header = ["matrix", "zeros", "relative error", "solve"]
+    header = ["matrix", "zeros", *bits_header(report), "relative error", "solve"]
     lines = [[name, *_cells(row)] for name, row in _by_matrix(report)]
     parts = [plain_table(header, lines)]
     if report["evaluation"]:
@@ -113,18 +130,28 @@ def pruning_markdown(report: Report, plots: Mapping[str, str]) -> str:
     """
     name = pathlib.PurePath(report["model"]["path"]).name
     sections = [
-        f"# {name}, pruned\n\n{pruning_headline(report)}",
+        f"# {name}, {_done(report)}\n\n{pruning_headline(report)}",
         f"## Evaluation\n\n{table(*_evaluation(report))}"
         if report["evaluation"]
         else "",
         _matrix_means(report),
+        left_out_section(report),
         _raised_dampings(report),
         images(plots),
         _every_matrix(report),
         _what_was_run(report),
         _DEFINITIONS,
+        ROUNDING_DEFINITIONS if is_rounded(report) else "",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _done(report: Report) -> str:
+    if not is_rounded(report):
+        return "pruned"
+    return (
+        "rounded" if report["settings"]["pattern"] == "found" else "pruned and rounded"
+    )
 
 
 def _raised(row: Row, asked: float | None) -> bool:
@@ -145,6 +172,7 @@ def _means(rows: Sequence[Row]) -> dict[str, Any]:
         if errors and None not in errors
         else None,
         "seconds": sum(row["seconds"] for row in rows),
+        **mean_bits(rows),
     }
 
 
@@ -172,7 +200,8 @@ _EVALUATED = (("loss", ".4f"), ("perplexity", ".3f"), ("bits_per_byte", ".4f"))
 
 
 def _matrix_means(report: Report) -> str:
-    header = ["matrix", "layers", "weights", "zeros", "mean relative error", "solve"]
+    header = ["matrix", "layers", "weights", "zeros", *bits_header(report)]
+    header += ["mean relative error", "solve"]
     lines = [
         [name, str(row["matrices"]), f"{row['weights']:,}", *_cells(row)]
         for name, row in _by_matrix(report)
@@ -196,7 +225,8 @@ def _raised_dampings(report: Report) -> str:
 
 
 def _every_matrix(report: Report) -> str:
-    header = ["layer", "matrix", "pattern", "zeros", "relative error", "solve"]
+    header = ["layer", "matrix", "pattern", "zeros", *bits_header(report)]
+    header += ["relative error", "solve"]
     lines = [
         [str(row["layer"]), short(row["path"]), row["pattern"], *_cells(row, ".2f")]
         for row in report["matrices"]
@@ -224,7 +254,8 @@ def _what_was_run(report: Report) -> str:
 
 def _cells(row: Row, form: str = ".1f") -> list[str]:
     errors = _error(row["relative_error"])
-    return [percent(row["sparsity"], form), errors, duration(row["seconds"])]
+    zeros = percent(row["sparsity"], form)
+    return [zeros, *bits_cell(row), errors, duration(row["seconds"])]
 
 
 def _error(value: float | None) -> str:

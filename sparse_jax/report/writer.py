@@ -9,6 +9,7 @@ from typing import Any
 
 from sparse_jax.files import write_file
 from sparse_jax.report.comparison import compare
+from sparse_jax.report.equal_bits import complete_points
 from sparse_jax.report.gap import add_gaps
 from sparse_jax.report.markdown import markdown
 from sparse_jax.report.plots import draw_plots
@@ -40,6 +41,8 @@ def write_report(
         layers: {model name: rows of path, layer, sparsity};
         comparisons: questions about methods, see `compare`; the answers and the means
           over seeds are added as `comparison`;
+        packed: rows of the stages that pack, see `packed.packed_table`;
+        equal_bits: see `equal_bits.complete_points`;
         dataflow: of `sparse_jax.dataflow.sweep`, with the name of the `model`.
       histories: rows of `train.metrics` by stage, `tokens` cumulative; those whose name
         begins with `dense_control` are the control's. Names of stages and models are
@@ -79,6 +82,8 @@ def complete(report: Mapping[str, Any]) -> dict[str, Any]:
                         f"{sorted(row)}; every row needs {list(keys)}"
                     )
     values = plain(report)
+    if values.get("equal_bits"):
+        values["equal_bits"]["points"] = complete_points(values["equal_bits"])
     if "models" in values:
         with_gaps = add_gaps(values["models"])
         values["models"] = [

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from sparse_jax.solvers.admm import admm
+from sparse_jax.solvers.gqsa import gqsa
 from sparse_jax.solvers.one_shot import magnitude, wanda
 from sparse_jax.solvers.problem import Problem, Quantizer, Solution, validate
 from sparse_jax.solvers.refit import sparsegpt_refit
@@ -22,6 +23,7 @@ SOLVERS = {
     "sparsegpt": sparsegpt,
     "sparsegpt_refit": sparsegpt_refit,
     "admm": admm,
+    "gqsa": gqsa,
 }
 """name -> solver(problems, hessian, **options) -> solutions, for a shared input."""
 
@@ -54,7 +56,8 @@ def solve(
     Args:
       name: "magnitude" or "wanda", which do not move weights; "sparsegpt";
         "sparsegpt_refit", its mask with the best weights on it; or "admm", a better
-        mask as well. From left to right, errors fall and times rise.
+        mask as well. From left to right, errors fall and times rise. "gqsa" ranks whole
+        groups by the inverse Hessian, and then compensates as SparseGPT does.
       W: weights [..., out, in].
       H: H = (2/n) X^T X, undamped, [..., in, in] or one [in, in] for all matrices;
         magnitude takes None too.

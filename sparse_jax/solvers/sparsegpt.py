@@ -59,6 +59,7 @@ from sparse_jax.solvers.problem import Problem, Solution, as_partial
 from sparse_jax.sparsity.patterns import (
     NM,
     Pattern,
+    UnitPattern,
     Unstructured,
     check_nesting,
 )
@@ -107,7 +108,7 @@ def sparsegpt(
 
 
 def _check_supported(name: str, pattern: Pattern, reference: bool) -> None:
-    if isinstance(pattern, Unstructured) and pattern.per_row:
+    if isinstance(pattern, UnitPattern) and pattern.per_row:
         raise InputError(f"{name}: sparsegpt ranks all rows together; drop per_row")
     if reference and not isinstance(pattern, (Unstructured, NM)):
         raise InputError(

@@ -1,6 +1,7 @@
 """Patterns, masks, scores, schedules and reports of sparse weights."""
 
 from sparse_jax.sparsity import masks, schedule, scores
+from sparse_jax.sparsity.index_bits import index_bits
 from sparse_jax.sparsity.parse import parse
 from sparse_jax.sparsity.patterns import (
     NM,
@@ -17,6 +18,7 @@ __all__ = [
     "Group",
     "Pattern",
     "Unstructured",
+    "index_bits",
     "masks",
     "parse",
     "schedule",

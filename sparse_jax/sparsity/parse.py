@@ -18,7 +18,7 @@ def parse(text: str, sparsity: float | None = None) -> Pattern:
 
     Example:
       >>> parse("group:16", 0.5)
-      Group(size=16, sparsity=0.5)
+      Group(size=16, sparsity=0.5, per_row=False)
       >>> parse("unstructured@0.7")
       Unstructured(sparsity=0.7, per_row=False)
     """

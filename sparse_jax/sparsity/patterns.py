@@ -26,8 +26,7 @@ from sparse_jax.sparsity.units import (
 from sparse_jax.types import InputError
 
 Kept = Bool[Array, "*lead out in"]
-# JAX takes these fields into the tree's structure instead of its leaves.
-_STATIC = {"static": True}
+_STATIC = {"static": True}  # JAX takes such fields into the tree's structure
 
 
 def _check_sparsity(sparsity: Any, where: str) -> None:
@@ -99,8 +98,7 @@ class Pattern:
 class UnitPattern(Pattern):
     """A pattern that keeps or drops whole units of (out, in) neighbours by rank."""
 
-    # The patterns' own, frozen fields the type checker holds against them.
-    sparsity: Any
+    sparsity: Any  # the patterns' own are frozen, which the type checker minds
     per_row: bool = False
 
     @property
@@ -163,8 +161,8 @@ class Unstructured(UnitPattern):
 
     Attributes:
       sparsity: fraction of zeros, in [0, 1).
-      per_row: rank inside each output row, as Wanda does; rows then differ by at most
-        one zero (without a prior mask) and the matrix's count is still exact.
+      per_row: rank inside each output row; rows then differ by at most one zero
+        (without a prior mask) and the matrix's count is still exact.
 
     Example:
       >>> Unstructured(0.5).project(np.array([[1.0, 2.0]])).tolist()
@@ -234,19 +232,21 @@ class Group(UnitPattern):
     """Runs of `size` consecutive inputs of a row are kept or dropped whole.
 
     Attributes:
-      size: length of a run; must divide the inputs.
+      size: length of a run; divides the inputs.
       sparsity: fraction of runs that are zero, in [0, 1).
+      per_row: rank inside each output row, see `Unstructured`.
     """
 
     size: int = field(metadata=_STATIC)
     sparsity: Any = field()  # pyrefly: ignore[bad-override]
+    per_row: bool = field(default=False, metadata=_STATIC)  # pyrefly: ignore[bad-override]
 
     def __post_init__(self):
         _check_sizes("Group", size=self.size)
         _check_sparsity(self.sparsity, "Group")
 
     def __str__(self):
-        return f"group:{self.size}@{self.sparsity:g}"
+        return f"group:{self.size}@{self.sparsity:g}" + " per row" * self.per_row
 
     @property
     def unit(self) -> tuple[int, int]:

@@ -20,6 +20,7 @@ import optax
 from sparse_jax import mesh, models
 from sparse_jax.ops import MaskMode
 from sparse_jax.sparsity import NM, Pattern, parse, schedule, scores
+from sparse_jax.sparsity.adapters import QuantTrainConfig
 from sparse_jax.sparsity.masks import project_kernel, to_kernel, to_matrix
 from sparse_jax.sparsity.patterns import UnitPattern
 from sparse_jax.sparsity.units import project_nm, project_units, units_pruned
@@ -116,6 +117,7 @@ class Adaptive:
       pruned: (path, units to prune of each layer) where the config's sparsity is None.
       model: architecture.
       compute: dtype and remat of the forward pass that Wanda's score needs.
+      quantize: the grids beside the kernels, which that pass needs as well.
     """
 
     config: AdaptiveConfig
@@ -123,6 +125,7 @@ class Adaptive:
     pruned: tuple[tuple[str, tuple[int, ...]], ...] = ()
     model: models.LlamaConfig
     compute: models.Compute = models.Compute()
+    quantize: QuantTrainConfig | None = None
 
     @classmethod
     def of(
@@ -132,6 +135,7 @@ class Adaptive:
         model: models.LlamaConfig,
         compute: models.Compute,
         parent: Masks | None = None,
+        quantize: QuantTrainConfig | None = None,
     ) -> "Adaptive":
         """With the patterns that `rules` give the leaves of a model.
 
@@ -141,6 +145,7 @@ class Adaptive:
           model: architecture.
           compute: dtype and remat.
           parent: masks whose sparsities are kept where the config has none.
+          quantize: the grids beside the kernels.
 
         Raises:
           InputError: the parent's masks are not of the config's pattern.
@@ -156,6 +161,7 @@ class Adaptive:
             pruned=tuple(pruned.items()),
             model=model,
             compute=compute,
+            quantize=quantize,
         )
 
     def begin(self, state: State) -> State:

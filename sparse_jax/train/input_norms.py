@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from sparse_jax import models
 from sparse_jax.models import INPUTS
-from sparse_jax.sparsity.adapters import effective_params
+from sparse_jax.train.step import effective
 from sparse_jax.tree import leaf_paths
 from sparse_jax.types import Batch, InputError, Params, State
 
@@ -45,7 +45,8 @@ def input_norms(state: State, batch: Batch, adaptive: Any) -> Norms:
       adaptive: the model, its compute dtype, the matrices; see `train.Adaptive`.
     """
     compute, model = adaptive.compute, adaptive.model
-    params = effective_params(state.params, state.masks, mode=adaptive.config.mode)
+    options = {"mode": adaptive.config.mode, "quantize": adaptive.quantize}
+    params = effective(state.params, state.masks, **options)
     x_BTD = models.embed(params, jnp.asarray(batch.tokens), compute)
 
     def block(x_BTD, layer_params):

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from sparse_jax import mesh as mesh_lib
+from sparse_jax.sparsity.adapters import QuantTrainConfig
 from sparse_jax.train import mask_change
 from sparse_jax.train.adaptive import Adaptive, refresh
 from sparse_jax.train.checkpoint import Checkpoints
@@ -47,6 +48,7 @@ def fit(
     name: str,
     teacher: Params | CachedTeacher | None = None,
     adaptive: Adaptive | None = None,
+    quantize: QuantTrainConfig | None = None,
     tokens_before: int = 0,
     quiet: bool = False,
 ) -> tuple[State, float]:
@@ -66,6 +68,7 @@ def fit(
       name: of the stage, for messages.
       teacher: frozen weights, or their cache, for the loss.
       adaptive: draws the masks again while the weights train.
+      quantize: the grids beside the kernels, see `train_step`.
       tokens_before: tokens the model had seen before this stage.
       quiet: no progress bar and no closing line.
 
@@ -77,20 +80,17 @@ def fit(
       Interrupted: after SIGTERM, with everything saved.
     """
     directory = pathlib.Path(directory)
+    kept = {"keep": config.keep_checkpoints, "scheduled": config.saves_at}
     with (
         jax.set_mesh(mesh_lib.current()),
-        Checkpoints(
-            directory / "checkpoints",
-            keep=config.keep_checkpoints,
-            scheduled=config.saves_at,
-        ) as saved,
+        Checkpoints(directory / "checkpoints", **kept) as saved,
         Metrics(directory, config.steps, name, quiet=quiet) as metrics,
     ):
         like = jax.eval_shape(lambda s: s, state)
         fresh: Meta = {"seconds": 0.0, "losses": [], "rollbacks": []}
         start = saved.restore(like) or (state, fresh)
         del state
-        parts = (loss, teacher, adaptive, batches, metrics, saved)
+        parts = (loss, teacher, adaptive, quantize, batches, metrics, saved)
         run = _Run(config, parts, name, tokens_before)
         while True:
             try:
@@ -112,7 +112,7 @@ class _Run:
 
     def __init__(self, config, parts, name, tokens):
         self._config = config
-        self._loss, self._teacher, self._adaptive, *others = parts
+        self._loss, self._teacher, self._adaptive, self._quantize, *others = parts
         self._batches, self._metrics, self._saved = others
         adaptive = self._adaptive
         self._mode = "fixed" if adaptive is None else adaptive.config.mode
@@ -178,6 +178,7 @@ class _Run:
             optimizer=config.optimizer,
             accumulate=config.accumulate,
             mask_mode=self._mode,
+            quantize=self._quantize,
         )
         change: mask_change.Change = {}
         if step < config.steps:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from sparse_jax.train.pruned_decay import (
     PrunedDecayConfig,
     scale_by_adam_with_decay,
 )
+from sparse_jax.tree import from_paths, leaf_paths
 from sparse_jax.types import InputError, Params
 
 
@@ -32,6 +33,8 @@ class OptimizerConfig:
       pruned_decay: pulls pruned weights to zero while masks move.
       trainable: regular expressions of the paths of leaves that train, see `partition`;
         the others stay as they are, bit for bit. None = all train.
+      rates: (regular expression of leaf paths, factor of the learning rate) pairs; the
+        first full match wins, and what matches none has the factor 1.
     """
 
     beta1: float = 0.9
@@ -42,6 +45,7 @@ class OptimizerConfig:
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
     pruned_decay: PrunedDecayConfig = PrunedDecayConfig()
     trainable: tuple[str, ...] | None = None
+    rates: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self):
         if self.trainable == ():
@@ -56,6 +60,11 @@ class OptimizerConfig:
                     f"optimizer.trainable: {pattern!r} is no regular expression: "
                     f"{error}; correct it"
                 ) from error
+        for pattern, rate in self.rates:
+            if not rate >= 0:
+                raise InputError(
+                    f"optimizer.rates: {pattern!r} must get a factor >= 0, found {rate}"
+                )
 
     def transformation(self) -> optax.GradientTransformationExtraArgs:
         """Gradients to descent directions; the caller multiplies by -learning rate.
@@ -74,7 +83,19 @@ class OptimizerConfig:
         ]
         if self.clip_norm is not None:
             steps.insert(0, optax.clip_by_global_norm(self.clip_norm))
+        if self.rates:
+            steps.append(optax.stateless(self._at_rates))
         return optax.chain(*steps)
+
+    def _at_rates(self, updates: Any, _: Any) -> Any:
+        """Descent directions, each times the factor of its leaf."""
+
+        def factor(path: str) -> float:
+            matches = (r for p, r in self.rates if re.fullmatch(p, path))
+            return next(matches, 1.0)
+
+        leaves = leaf_paths(updates)
+        return from_paths({path: factor(path) * leaf for path, leaf in leaves.items()})
 
 
 def _decayed(params: Params) -> Params:

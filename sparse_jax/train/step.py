@@ -14,6 +14,7 @@ from sparse_jax import mesh
 from sparse_jax.ops import MaskMode
 from sparse_jax.sparsity import adapters
 from sparse_jax.sparsity import masks as masks_lib
+from sparse_jax.sparsity.adapters import QuantTrainConfig
 from sparse_jax.train.losses import Loss, LossSum, TopK
 from sparse_jax.train.optimizer import OptimizerConfig
 from sparse_jax.train.trainable import join, partition
@@ -61,7 +62,7 @@ def init_state(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("loss", "optimizer", "accumulate", "mask_mode"),
+    static_argnames=("loss", "optimizer", "accumulate", "mask_mode", "quantize"),
     donate_argnames="state",
 )
 def train_step(
@@ -76,6 +77,7 @@ def train_step(
     optimizer: OptimizerConfig,
     accumulate: int = 1,
     mask_mode: MaskMode = "fixed",
+    quantize: QuantTrainConfig | None = None,
 ) -> tuple[State, Metrics]:
     """Takes one optimizer step.
 
@@ -98,13 +100,16 @@ def train_step(
       optimizer: AdamW's configuration.
       accumulate: micro-batches whose gradients are added up, one after the other.
       mask_mode: see `ops.effective_weight`.
+      quantize: the grids of the kernels that have a `quant_scale` beside them.
 
     Returns:
       The next state and float32 scalars: `loss` (mean nats per weighted token),
       `grad_norm` (of what trains, before clipping) and the loss's own parts.
     """
     grads, sums = _gradients(
-        state, batch, teacher, loss, optimizer.trainable, accumulate, mask_mode
+        *(state, batch, teacher, loss, optimizer.trainable, accumulate),
+        functools.partial(effective, mode=mask_mode, quantize=quantize),
+        fixed=mask_mode == "fixed",
     )
     pruned = {"decay": decay, "progress": progress}
     fixed = mask_mode == "fixed"
@@ -117,9 +122,20 @@ def train_step(
     }
 
 
-def _gradients(state, batch, teacher, loss, trainable, accumulate, mask_mode):
+def effective(
+    params: Params, masks: Masks, *, mode: MaskMode, quantize: QuantTrainConfig | None
+) -> Params:
+    """The plain weights that the model multiplies by, see `effective_params`."""
+    if quantize is None:
+        return adapters.effective_params(params, masks, mode=mode)
+    return adapters.effective_params(
+        params, masks, mode=mode, grid=quantize.grid, refit=quantize.refit
+    )
+
+
+def _gradients(state, batch, teacher, loss, trainable, accumulate, effective, *, fixed):
     """Of the mean loss with respect to what trains, and the sums of the loss."""
-    fixed, per_token = mask_mode == "fixed", isinstance(teacher, TopK)
+    per_token = isinstance(teacher, TopK)
     trained, frozen = partition(state.params, trainable)
 
     def loss_sum(trained: Params, piece) -> tuple[jax.Array, LossSum]:
@@ -127,7 +143,7 @@ def _gradients(state, batch, teacher, loss, trainable, accumulate, mask_mode):
         params = join(trained, frozen)
         # With fixed masks the stored weights are effective already: nothing to copy.
         if not fixed or adapters.split(params)[1]:
-            params = adapters.effective_params(params, state.masks, mode=mask_mode)
+            params = effective(params, state.masks)
         result = loss(params, micro, logits if per_token else teacher)
         return result.total, result
 

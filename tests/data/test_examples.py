@@ -107,7 +107,7 @@ def records(count):
     ]
 
 
-def dataset(tmp_path, tokenizer, lines, **options):
+def dataset(tmp_path, tokenizer, lines, *, with_text=True, **options):
     path = tmp_path / "gsm8k.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
     options = {"task": "gsm8k", "heldout_fraction": 0.2} | options
@@ -116,7 +116,7 @@ def dataset(tmp_path, tokenizer, lines, **options):
     text.write_text("".join(f"It is {i} and three.~" for i in range(400)))
     documents = SourceConfig(path=str(text), separator="~", heldout_fraction=0.5)
     config = DataConfig(
-        sources={"gsm8k": source, "text": documents},
+        sources={"gsm8k": source} | ({"text": documents} if with_text else {}),
         tokenizer=tokenizer,
         cache_dir=str(tmp_path / "cache"),
         heldout_limit=5_000,
@@ -185,12 +185,17 @@ def test_a_task_needs_records_a_tokenizer_and_room(tmp_path, tokenizer):
         path.write_text("x")
         dataset(tmp_path, tokenizer, records(3), format="text")
     with pytest.raises(InputError, match="on which no tokenizer is trained"):
-        dataset(tmp_path, "bpe", records(3))
+        dataset(tmp_path, "bpe", records(3), with_text=False)
     with pytest.raises(InputError, match="none of its 3 training examples fits"):
         data = dataset(tmp_path, tokenizer, records(3), heldout_fraction=0.0)
         next(data.batches(batch_size=1, seq_len=8, seed=0, sources=["gsm8k"]))
     with pytest.raises(InputError, match="set task, or leave template out"):
         SourceConfig(path="x", template="plain")
+
+
+def test_a_tokenizer_is_trained_on_the_documents_beside_a_task(tmp_path):
+    found = dataset(tmp_path, "bpe", records(3)).tokenizer
+    assert found.files == dataset(tmp_path, "bpe", records(9)).tokenizer.files
 
 
 def test_equal_questions_are_held_out_together(tmp_path, tokenizer):

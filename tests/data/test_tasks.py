@@ -32,6 +32,7 @@ RECORDS = {
     ),
     "gsm8k": ({"question": "q", "answer": "a"}, "Question: q\nAnswer:", " a"),
     "cnn_dailymail": ({"article": "q", "highlights": "a"}, "q\n\nTL;DR:", " a"),
+    "functions": ({"instruction": "q", "output": "a"}, "q\n", "a"),
 }
 
 

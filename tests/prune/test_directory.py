@@ -6,12 +6,23 @@ import pytest
 
 from sparse_jax import io
 from sparse_jax.models import Compute, LlamaConfig, init
-from sparse_jax.prune import AllocationConfig, PruneConfig, prune, prune_directory
+from sparse_jax.prune import (
+    AllocationConfig,
+    BlockTrainingConfig,
+    LowRank,
+    Outliers,
+    PruneConfig,
+    QuantizeConfig,
+    prune,
+    prune_directory,
+)
+from sparse_jax.quant import GridConfig
 from sparse_jax.tree import leaf_paths
 from sparse_jax.types import InputError
 
+# Square matrices only: they share compiled programs.
 MODEL = LlamaConfig(
-    vocab_size=32, d_model=16, d_ff=24, n_layers=3, n_heads=2, max_seq_len=16
+    vocab_size=32, d_model=16, d_ff=16, n_layers=3, n_heads=2, max_seq_len=16
 )
 TOKENS = np.random.default_rng(0).integers(0, 32, (6, 8), np.int32)
 CONFIG = PruneConfig(sparsity=0.6, batch_size=4)
@@ -50,7 +61,7 @@ def kill_after(blocks):
 
 def test_the_directory_holds_what_pruning_in_memory_gives(params, dense, tmp_path):
     rows = prune_directory(dense, tmp_path / "sparse", TOKENS, CONFIG)
-    expected, masks, expected_rows = prune(params, None, TOKENS, MODEL, CONFIG)
+    expected, masks, expected_rows, *_ = prune(params, None, TOKENS, MODEL, CONFIG)
     found = io.resolve(tmp_path / "sparse")
     for path, leaf in leaf_paths(expected).items():
         np.testing.assert_array_equal(leaf_paths(found.params)[path], leaf)
@@ -119,7 +130,7 @@ def test_an_allocation_is_measured_once_and_resumed(params, dense, tmp_path):
         sparsity=0.6, batch_size=4, allocation=AllocationConfig(kind="error")
     )
     rows = prune_directory(dense, tmp_path / "whole", TOKENS, config)
-    _, _, expected = prune(params, None, TOKENS, MODEL, config)
+    _, _, expected, *_ = prune(params, None, TOKENS, MODEL, config)
     for row, expected_row in zip(rows, expected, strict=True):
         assert row | {"seconds": 0} == expected_row | {"seconds": 0}
     assert len({row["sparsity"] for row in rows}) > 3
@@ -134,3 +145,46 @@ def test_an_allocation_is_measured_once_and_resumed(params, dense, tmp_path):
             )
     prune_directory(dense, tmp_path / "again", TOKENS, config)
     assert_equal_files(tmp_path / "whole", tmp_path / "again")
+
+
+ROUNDED = {
+    "beside": QuantizeConfig(
+        grid=GridConfig(bits=3, group=8),
+        low_rank=LowRank(),
+        outliers=Outliers(fraction=0.02),
+        leave_out=("layers/1/mlp/down/kernel",),
+    ),
+    "tuned": QuantizeConfig(
+        grid=GridConfig(bits=3, group=8, symmetric=False),
+        activations="static",
+        tune=BlockTrainingConfig(epochs=1),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", [*ROUNDED])
+def test_a_rounded_model_is_that_in_memory_killed_or_not(params, dense, tmp_path, kind):
+    quantize = ROUNDED[kind]
+    config = PruneConfig(pattern="2:4", batch_size=4, quantize=quantize)
+    rows = prune_directory(dense, tmp_path / "whole", TOKENS, config)
+    with pytest.raises(Killed):
+        prune_directory(
+            dense, tmp_path / "again", TOKENS, config, progress=kill_after(2)
+        )
+    prune_directory(dense, tmp_path / "again", TOKENS, config)
+    assert_equal_files(tmp_path / "whole", tmp_path / "again")
+    expected = prune(params, None, TOKENS, MODEL, config)
+    found = io.resolve(tmp_path / "whole")
+    for path, leaf in leaf_paths(expected.params).items():
+        np.testing.assert_array_equal(leaf_paths(found.params)[path], leaf)
+    assert set(found.grids) == set(expected.grids)
+    for key, grid in expected.grids.items():
+        jax.tree.map(np.testing.assert_array_equal, found.grids[key], grid)
+    assert set(found.adapter or {}) == set(expected.adapter)
+    for path, leaf in expected.adapter.items():
+        np.testing.assert_array_equal(found.adapter[path], leaf)
+    if kind == "tuned":
+        before, after = rows[0]["block_error"]
+        assert after <= before
+        scales = dict(found.activations.scales)
+        assert scales == pytest.approx(expected.input_scales)

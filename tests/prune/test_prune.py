@@ -123,7 +123,7 @@ def test_hessians_do_not_depend_on_the_batches(params):
 
 
 def test_masks_are_exact_and_cover_the_linears_only(params, half):
-    pruned, masks, rows = half
+    pruned, masks, rows, *_ = half
     for path, mask in leaf_paths(masks).items():
         assert (mask is not None) == (path in LINEARS)
         if mask is None:
@@ -148,7 +148,9 @@ def test_sparsegpt_keeps_the_model_closest(params):
     logits = forward(params, TOKENS, CONFIG)
     error = {}
     for solver in ("magnitude", "wanda", "sparsegpt"):
-        pruned, _, _ = prune(params, None, TOKENS, CONFIG, make_config(solver=solver))
+        pruned, _, _, *_ = prune(
+            params, None, TOKENS, CONFIG, make_config(solver=solver)
+        )
         error[solver] = float(
             jnp.square(forward(pruned, TOKENS, CONFIG) - logits).sum()
         )
@@ -157,9 +159,9 @@ def test_sparsegpt_keeps_the_model_closest(params):
 
 @pytest.mark.parametrize("solver", ["magnitude", "wanda", "sparsegpt"])
 def test_a_second_pruning_is_nested(half, solver):
-    pruned, masks, _ = half
+    pruned, masks, _, *_ = half
     config = make_config(solver=solver, sparsity=0.7)
-    again, new_masks, rows = prune(pruned, masks, TOKENS, CONFIG, config)
+    again, new_masks, rows, *_ = prune(pruned, masks, TOKENS, CONFIG, config)
     mask_trees.check_nested(new_masks, masks)
     assert mask_trees.violations(again, masks) == 0
     for row, mask in zip(
@@ -170,9 +172,9 @@ def test_a_second_pruning_is_nested(half, solver):
 
 
 def test_without_nesting_zeros_may_come_back(half):
-    pruned, masks, _ = half
+    pruned, masks, _, *_ = half
     config = make_config(sparsity=0.25, nested=False)
-    _, new_masks, _ = prune(pruned, masks, TOKENS, CONFIG, config)
+    _, new_masks, _, *_ = prune(pruned, masks, TOKENS, CONFIG, config)
     assert not mask_trees.is_nested(new_masks, masks)
     kept, total = mask_trees.count(new_masks)
     assert kept == total * 3 // 4
@@ -187,7 +189,7 @@ def test_rules_give_matrices_their_own_patterns(params, half):
         (".*", "dense"),
     )
     config = make_config(rules=rules, sparsity=0.6)
-    pruned, masks, rows = prune(params, None, TOKENS, CONFIG, config)
+    pruned, masks, rows, *_ = prune(params, None, TOKENS, CONFIG, config)
     assert masks["layers"]["mlp"]["down"]["kernel"] is None
     sparsity = {row["path"].split("/")[2]: row["sparsity"] for row in rows}
     assert sparsity == {
@@ -199,11 +201,11 @@ def test_rules_give_matrices_their_own_patterns(params, half):
         "gate": pytest.approx(0.6, abs=1e-3),
     }
     # A rule that says dense does not revive what a nested prior has pruned.
-    half_pruned, half_masks, _ = half
+    half_pruned, half_masks, _, *_ = half
     config = make_config(
         rules=((rules[3][0], "pattern"), (".*", "dense")), sparsity=0.8
     )
-    pruned, masks, rows = prune(half_pruned, half_masks, TOKENS, CONFIG, config)
+    pruned, masks, rows, *_ = prune(half_pruned, half_masks, TOKENS, CONFIG, config)
     mask_trees.check_nested(masks, half_masks)
     assert mask_trees.violations(pruned, half_masks) == 0
     assert len(rows) == 2
@@ -217,7 +219,7 @@ def test_a_rule_may_name_one_layer(params):
         (".*", "dense"),
     )
     config = make_config(rules=rules, solver="magnitude", sparsity=0.75)
-    pruned, masks, rows = prune(params, None, None, CONFIG, config)
+    pruned, masks, rows, *_ = prune(params, None, None, CONFIG, config)
     assert [(row["layer"], row["sparsity"]) for row in rows] == [
         (0, 0.75),
         (0, 0.5),
@@ -235,17 +237,17 @@ def test_a_rule_may_name_one_layer(params):
 
 def test_magnitude_needs_no_text(params):
     config = make_config(solver="magnitude", pattern="2:4")
-    pruned, masks, rows = prune(params, None, None, CONFIG, config)
+    pruned, masks, rows, *_ = prune(params, None, None, CONFIG, config)
     assert mask_trees.violations(pruned, masks) == 0
     assert {row["relative_error"] for row in rows} == {None}
-    calibrated, _, rows = prune(params, None, TOKENS, CONFIG, config)
+    calibrated, _, rows, *_ = prune(params, None, TOKENS, CONFIG, config)
     assert 0 < rows[0]["relative_error"] < 1
     kernel = pruned["layers"]["mlp"]["up"]["kernel"]
     np.testing.assert_array_equal(calibrated["layers"]["mlp"]["up"]["kernel"], kernel)
 
 
 def test_results_repeat_bit_for_bit(params, half):
-    again, masks, _ = prune(params, None, TOKENS, CONFIG, make_config())
+    again, masks, _, *_ = prune(params, None, TOKENS, CONFIG, make_config())
     for path, leaf in leaf_paths(again).items():
         np.testing.assert_array_equal(leaf, leaf_paths(half[0])[path])
     for path, mask in leaf_paths(masks).items():
@@ -335,7 +337,7 @@ def test_bad_input_stops_before_any_work(params, changes, tokens, message):
 
 
 def test_a_target_below_the_present_sparsity_is_an_error(half):
-    pruned, masks, _ = half
+    pruned, masks, _, *_ = half
     with pytest.raises(InputError, match=r"layers/attention/k/kernel: .*0.4 .*0\.5"):
         prune(pruned, masks, TOKENS, CONFIG, make_config(sparsity=0.4))
 

@@ -11,7 +11,8 @@ import pytest
 
 from sparse_jax import data, io, models
 from sparse_jax.evaluate import evaluate
-from sparse_jax.prune import AllocationConfig
+from sparse_jax.prune import AllocationConfig, QuantizeConfig, SmoothQuant
+from sparse_jax.quant import GridConfig, round_inputs
 from sparse_jax.recipe import PruneJob, prune_job, run_prune
 from sparse_jax.tree import leaf_paths
 from sparse_jax.types import InputError
@@ -279,3 +280,41 @@ def test_another_job_does_not_go_on_with_unfinished_work(
     other = dataclasses.replace(job, sparsity=0.6)
     with pytest.raises(InputError, match=r"out\.unfinished: holds unfinished work"):
         run_prune(other, folder / "model", tmp_path / "out", quiet=True)
+
+
+W8A8 = QuantizeConfig(
+    grid=GridConfig(bits=8, group=0),
+    smooth=SmoothQuant(),
+    activations="dynamic",
+    leave_out=("layers/0/mlp/down/kernel",),
+)
+
+
+def test_a_rounded_model_and_what_its_report_says(job, folder, tmp_path):
+    rounding = dataclasses.replace(job, pattern="found", quantize=W8A8)
+    report = run_prune(rounding, folder / "model", tmp_path / "w8a8", quiet=True)
+    found = io.resolve(tmp_path / "w8a8")
+    assert len(found.grids) == 13 and found.activations.kind == "dynamic"
+    # 32 bits for every row of 32 weights; one of the 14 matrices is in float32.
+    assert report["total"]["bits"] == pytest.approx((13 * 9 + 32) / 14)
+    (left,) = [row for row in report["matrices"] if row["left_out"] is not None]
+    assert (left["layer"], left["bits"]) == (0, 32.0)
+    text = (tmp_path / "w8a8" / "prune_report.md").read_text()
+    assert "# model, rounded" in text and "## Left in floats" in text
+    assert "13 of 14 matrices are rounded to 8 bits" in text
+    # Evaluated as it runs, with its inputs rounded.
+    model = io.resolve(tmp_path / "w8a8")
+    ids, nbytes = data.stream_from_path(job.evaluate[0], model.tokenizer, limit=8_000)
+    params = round_inputs(model.params, model.grids, model.activations)
+    expected = evaluate(params, model.config, ids, nbytes, window=32)
+    (row,) = report["evaluation"]
+    assert row["after"]["loss"] == pytest.approx(expected.loss, rel=1e-6)
+    assert row["before"]["loss"] != row["after"]["loss"]
+    with pytest.raises(InputError, match=r"is quantised already \(int8\)"):
+        run_prune(rounding, tmp_path / "w8a8", tmp_path / "again", quiet=True)
+
+
+def test_rounding_without_its_text_is_refused(job, folder, tmp_path):
+    silent = dataclasses.replace(job, pattern="found", quantize=W8A8, calibration=None)
+    with pytest.raises(InputError, match="method 'gptq' needs calibration tokens"):
+        run_prune(silent, folder / "model", tmp_path / "out", quiet=True)

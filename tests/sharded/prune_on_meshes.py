@@ -17,7 +17,10 @@ import numpy as np
 from benchmarks.sharded_prune import compare, parse_mesh, prune_config, random_work, run
 from sparse_jax import evaluate, io
 from sparse_jax import mesh as mesh_lib
+from sparse_jax.prune import LowRank, Outliers, QuantizeConfig, SmoothQuant
+from sparse_jax.quant import GridConfig
 from sparse_jax.sparsity import sparsity_report
+from sparse_jax.sparsity.adapters import merge
 from sparse_jax.sparsity.masks import violations
 from sparse_jax.tree import leaf_paths
 
@@ -59,6 +62,31 @@ def move(folder: pathlib.Path, name: str) -> dict[str, Any]:
     }
 
 
+def round_and_compare(work: Any, rules: Any, mesh: str) -> dict[str, Any]:
+    """Prunes and rounds on one device and on a mesh, with all that can be beside it."""
+    quantize = QuantizeConfig(
+        grid=GridConfig(bits=8, group=16),
+        clip="search",
+        smooth=SmoothQuant(),
+        activations="static",
+        low_rank=LowRank(grid=GridConfig(bits=4, group=16)),
+        outliers=Outliers(),
+    )
+    config = prune_config("sparsegpt", "2:4", rules=rules, quantize=quantize)
+    losses, kinds = {}, set()
+    for name in (ONE, mesh):
+        with jax.set_mesh(mesh_lib.make_mesh(parse_mesh(name))):
+            model = run(work, config, name)
+            params = merge(model.params, model.adapter)
+            numbers = evaluate.evaluate(
+                params, work.config, IDS, np.ones_like(IDS), window=32, batch_size=8
+            )
+        losses[name] = numbers.loss
+        kinds.add((len(model.grids), len(model.adapter), len(model.input_scales)))
+    scales = model.grids["layers/attention/q/kernel", 0].scales
+    return {"loss": [*losses.values()], "kinds": sorted(kinds), "scales": scales.shape}
+
+
 def main(folder: pathlib.Path, linears: str, solvers: list[str]) -> None:
     work, rules = random_work(), ((linears, "pattern"), (".*", "dense"))
     found: dict[str, Any] = {"pruned": {}, "moved": {}}
@@ -66,7 +94,7 @@ def main(folder: pathlib.Path, linears: str, solvers: list[str]) -> None:
         config = prune_config(*name.split(":", 1), rules=rules)
         one = run(work, config, ONE)
         if number == 0:
-            params, masks, _ = one
+            params, masks, *_ = one
             io.save(folder / "model", params, work.config, masks=masks)
         mesh = MESHES[number % 2]
         other = run(work, config, mesh)
@@ -74,6 +102,7 @@ def main(folder: pathlib.Path, linears: str, solvers: list[str]) -> None:
         found["pruned"][f"{name} on {mesh}"] = compare(one, other) | {
             "spec": str(kernel.sharding.spec)
         }
+    found["rounded"] = round_and_compare(work, rules, MESHES[0])
     found["one"] = use(io.resolve(folder / "model"))
     found["moved"] = {name: move(folder, name) for name in MESHES}
     print(json.dumps(found))

@@ -33,6 +33,14 @@ def test_masks_and_errors_are_those_of_one_device(found):
     assert "'fsdp', 'tensor'" in run["spec"]
 
 
+def test_rounding_is_that_of_one_device(found):
+    run = found["rounded"]
+    one, eight = run["loss"]
+    assert eight == pytest.approx(one, rel=1e-5)
+    ((grids, adapter, scales),) = run["kinds"]
+    assert adapter == 4 * 7 and grids == scales > 0
+
+
 @pytest.mark.parametrize("mesh", MESHES)
 def test_files_are_the_same_bytes_from_any_mesh(found, mesh):
     moved = found["moved"][mesh]

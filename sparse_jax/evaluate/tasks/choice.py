@@ -257,4 +257,6 @@ TASKS = {
         shot_files=("copa/train*", "super_glue/copa/train*"),
         judge=accuracy,
     ),
+    # This project's own, see `data.functions`: four bodies for a signature.
+    "functions": _task(queries(), files=("functions/choice",), delimiter="\n"),
 }
