@@ -171,7 +171,8 @@ def measure_model(directory, arguments, speedups: Speedups, bandwidth) -> list[d
         params, masks = model.params, model.masks
         if pattern != OWN:
             config = prune_config(pattern, model.config, arguments)
-            params, masks, _ = prune.prune(params, masks, tokens, model.config, config)
+            pruned = prune.prune(params, masks, tokens, model.config, config)
+            params, masks = pruned.params, pruned.masks
         kinds = types_for(masks)
         if wanted:
             kinds = [kind for kind in kinds if kind in wanted.split(",")]

@@ -86,7 +86,7 @@ def measure(directory: str, text: str, arguments: argparse.Namespace) -> list[di
     for pattern, solver, seed in tqdm.tqdm(runs, desc=name, disable=None):
         config = prune_config(solver, pattern, seed, model.config)
         tokens = prune.sample_windows(calibration, SAMPLES, LENGTH, seed)
-        params, _, matrices = prune.prune(
+        params, _, matrices, *_ = prune.prune(
             model.params, None, tokens, model.config, config
         )
         error = statistics.mean(row["relative_error"] for row in matrices)

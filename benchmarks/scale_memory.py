@@ -50,7 +50,7 @@ def write_random(directory: pathlib.Path) -> None:
                 part[..., ::2] = 0
             yield export.cast(part, "bfloat16", slot.path)
 
-    export.write_model(directory, CONFIG, "bfloat16", panels, None)
+    export.write_model(directory, CONFIG, "bfloat16", panels, {})
 
 
 def peak() -> int:

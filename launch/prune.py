@@ -1,7 +1,9 @@
-"""Prunes a Llama on disk in one shot, one block in memory at a time.
+"""Prunes and rounds a Llama on disk in one shot, one block in memory at a time.
 
 python launch/prune.py --model=HF_DIR --out=OUT_DIR \
     --config=configs/prune.py:sparsegpt --config.sparsity=0.7 --config.calibration=FILE
+
+With --config=configs/quantize.py:w8a8 and its like it rounds to integers as well.
 
 Run again after any interruption, the same command continues where it stopped.
 """
@@ -17,7 +19,9 @@ from sparse_jax.files import write_json
 
 MODEL = flags.DEFINE_string("model", None, "Hugging Face, run or stage directory.")
 OUT = flags.DEFINE_string("out", None, "The new Hugging Face directory.")
-CONFIG = config_flags.DEFINE_config_file("config", None, "See configs/prune.py.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "See configs/prune.py and configs/quantize.py."
+)
 JSON = flags.DEFINE_string("json", None, "File to write the same numbers to.")
 
 
