@@ -9,7 +9,7 @@ draw the calibration text and the order of the data.
 
     python launch/train.py --config=configs/gqsa_w4s50.py
         0.66M parameters on the embedded corpus, 2 CPU cores, no network: minutes.
-        Stage one improves on one-shot, stage two on stage one, for every seed.
+        Expected: stage one improves on one-shot, stage two on stage one.
     python launch/train.py --config=configs/gqsa_w4s50.py:smoke
         The same stages in under a minute, for CI; its numbers mean nothing.
     python launch/train.py --config=configs/gqsa_w4s50.py:llama2_7b \

@@ -36,8 +36,7 @@ is said):
 Time: under a minute on 2 CPU cores for a model of a million parameters, most of it
 compilation; a pattern doubles the work of its solver. Killed, the same command goes on
 at the first unfinished block. Expected: W8A8 within 0.5 % of the loss; GPTQ below
-rounding to nearest at 4 and 3 bits, and pruning with rounding in one solve below one
-after the other.
+rounding to nearest at 4 and 3 bits.
 """
 
 from configs import common

@@ -14,7 +14,7 @@ from sparse_jax.recipe import Recipe
 from sparse_jax.types import InputError
 
 FILES = sorted(
-    p.stem for p in (pathlib.Path(__file__).parents[1] / "configs").glob("s*")
+    p.stem for p in (pathlib.Path(__file__).parents[1] / "configs").glob("sparse[0-9]*")
 )
 
 

@@ -210,7 +210,11 @@ def test_zero_sparsity_changes_nothing_and_bfloat16_is_kept():
 
 W, H = make_problem(8, 16)
 BAD = {
-    "solver": (("nonesuch", W, H, NM(2, 4)), {}, r"'nonesuch' .* \['admm', 'mag"),
+    "solver": (
+        ("nonesuch", W, H, NM(2, 4)),
+        {},
+        r"'nonesuch' .* \['admm', 'gqsa', 'mag",
+    ),
     "option": (("sparsegpt", W, H, NM(2, 4)), {"blocks": 1}, "no option 'blocks'"),
     "no options": (("magnitude", W, H, NM(2, 4)), {"damping": 1}, "options are none"),
     "damping": (("sparsegpt", W, H, NM(2, 4)), {"damping": -1.0}, "damping"),

@@ -13,7 +13,7 @@ from sparse_jax.quant import GridConfig
 from sparse_jax.sparsity import adapters
 from sparse_jax.sparsity.adapters import QuantTrainConfig
 from sparse_jax.sparsity.masks import count, violations
-from sparse_jax.tree import leaf_paths
+from sparse_jax.tree import from_paths, leaf_paths
 from sparse_jax.types import InputError
 from tests.train.helpers import (
     LOSS,
@@ -140,20 +140,21 @@ def test_scales_learn_from_a_teacher(params, masks):
     loss = train.Distill(
         model=MODEL,
         compute=models.Compute(),
-        config=train.DistillConfig(kl_weight=1.0, temperature=1.0),
+        config=train.DistillConfig(ce_weight=0.0, kl_weight=1.0, temperature=1.0),
     )
-    larger = jax.tree.map(lambda w: 4 * w if w.ndim == 3 else w, params)
+    leaves = leaf_paths(params)
+    larger = from_paths({p: w if "norm" in p else 6 * w for p, w in leaves.items()})
     state, found = begin(larger, masks, SCALES), []
     codes = np.asarray(leaf_paths(state.params)[f"{UP}/kernel"])
     for _ in range(12):
         state, metrics = train.train_step(
-            *(state, make_batch(0), 2e-4, larger),
+            *(state, make_batch(0), 3e-3, larger),
             loss=loss,
             optimizer=optimizer(SCALES),
             quantize=SCALES,
         )
         found.append(float(metrics["divergence"]))
-    assert found[-1] < 0.9 * found[0]
+    assert found[-1] < 0.8 * found[0]
     np.testing.assert_array_equal(leaf_paths(state.params)[f"{UP}/kernel"], codes)
 
 
