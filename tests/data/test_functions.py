@@ -3,6 +3,8 @@
 import ast
 import json
 
+import pytest
+
 from sparse_jax.data import load_corpus
 from sparse_jax.data.functions import (
     CHOICES,
@@ -13,8 +15,12 @@ from sparse_jax.data.functions import (
 from sparse_jax.evaluate import tasks
 
 
-def test_functions_are_those_of_their_split():
-    records = function_records()
+@pytest.fixture(scope="module")
+def records():
+    return function_records()
+
+
+def test_functions_are_those_of_their_split(records):
     assert len(records["train"]) > 1000 and len(records["heldout"]) > 50
     outputs = {split: {r["output"] for r in found} for split, found in records.items()}
     assert not outputs["train"] & outputs["heldout"]
@@ -25,14 +31,14 @@ def test_functions_are_those_of_their_split():
         ast.parse(record["instruction"].split("\n")[0] + "\n    pass")
 
 
-def test_bodies_are_dedented_source():
-    for record in function_records()["train"][:200]:
+def test_bodies_are_dedented_source(records):
+    for record in records["train"][:200]:
         lines = record["output"].split("\n")
         assert lines[0] == lines[0].strip() and lines[-1].strip()
 
 
-def test_choices_hold_the_answer_once():
-    records = function_records()["heldout"]
+def test_choices_hold_the_answer_once(records):
+    records = records["heldout"]
     rows = choice_records(records)
     answers = {r["instruction"]: r["output"] for r in records}
     assert len(rows) == len(records)
