@@ -11,7 +11,7 @@ draw the calibration text and the order of the data.
         0.66M parameters on the embedded corpus, 2 CPU cores, no network: minutes.
         Expected: stage one improves on one-shot, stage two on stage one.
     python launch/train.py --config=configs/gqsa_w4s50.py:smoke
-        The same stages in under a minute, for CI; its numbers mean nothing.
+        The same stages in two minutes, for CI; its numbers mean nothing.
     python launch/train.py --config=configs/gqsa_w4s50.py:llama2_7b \
         --config.init=DIR --config.data.sources.web.path=...
         Llama-2-7B on one machine of 8 accelerators. The paper's own settings could not
