@@ -95,5 +95,5 @@ def llama2_7b() -> SparseLlama:
         control_peak=1e-4,
         quantize=W8A8,
         tasks=(),
-        decode_size=None,
+        pack=False,
     )

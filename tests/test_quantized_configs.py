@@ -33,6 +33,17 @@ def test_sparse_llama(variant):
     assert job.quantize.grid.bits == 8 and job.quantize.activations == "dynamic"
 
 
+def test_the_pods_chain_has_no_stage_of_a_single_process(tmp_path):
+    folder = tmp_path / "codealpaca"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"instruction": "q", "output": "a"}\n')
+    job = dataclasses.replace(
+        load("sparse_llama", SparseLlama, "llama2_7b"), data=str(folder)
+    )
+    kinds = {stage.kind for stage in job.recipe().stages.values()}
+    assert "finetune" in kinds and not kinds & {"pack", "evaluate"}
+
+
 @pytest.mark.parametrize("variant", [None, "tinystories", "smoke"])
 def test_equal_bits(variant, tmp_path):
     job = load("equal_bits", EqualBits, variant)

@@ -46,6 +46,7 @@ class SparseLlama:
       tasks: what every model is asked, see `evaluate.tasks`.
       data_dir: folder with their files; None = `data`.
       harness: how they are asked.
+      pack: whether models are packed and decoded; a single process can.
       decode_size: see `Pack`.
     """
 
@@ -64,6 +65,7 @@ class SparseLlama:
     tasks: tuple[str, ...] = (FUNCTIONS,)
     data_dir: str | None = None
     harness: HarnessConfig = HarnessConfig()
+    pack: bool = True
     decode_size: str | None = "500m"
 
     def recipe(self) -> Recipe:
@@ -88,7 +90,8 @@ class SparseLlama:
         chain += tuned
         if self.tasks:
             stages |= self._asked(chain, self.data_dir or data)
-        stages |= self._packed()
+        if self.pack:
+            stages |= self._packed()
         base = self.pretraining
         return dataclasses.replace(
             base,
